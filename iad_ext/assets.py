@@ -12,6 +12,7 @@ from iad_ext import settings as settings_
 from iad_ext.backbones import load_network, num_classes_of
 from iad_ext.data import Splits
 from iad_ext.plan import NAMED_TEACHERS, Plan, data_folder, load_data
+from iad_ext.provenance import digest
 from iad_ext.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Assets:
     teacher: nn.Module | None
     natural_teacher: nn.Module | None
     sources: Mapping[str, str]  # where each teacher came from
+    digests: Mapping[str, str]  # SHA-256 of each teacher's weights
 
     @classmethod
     def load(cls, plan: Plan, device: torch.device) -> "Assets":
@@ -42,11 +44,16 @@ class Assets:
             for role in ("teacher", "natural_teacher")
         }
         splits = load_data(settings)
-        networks = {}
+        networks: dict[str, nn.Module | None] = {}
         for role, source in found.items():
             architecture = getattr(settings, f"{role}_architecture")
             networks[role] = _load_teacher(role, source, architecture, splits, device) if source else None
-        return cls(splits, **networks, sources={role: source for role, source in found.items() if source})
+        return cls(
+            splits,
+            **networks,
+            sources={role: source for role, source in found.items() if source},
+            digests={role: digest(net.state_dict()) for role, net in networks.items() if net is not None},
+        )
 
 
 def _find_teacher(settings: Settings, role: str, asked: str | None) -> str:

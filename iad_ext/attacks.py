@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from iad_ext import terms
 from iad_ext.modes import mode
 from iad_ext.names import unknown
-from iad_ext.types import Images, Labels, Logits
+from iad_ext.types import Images, Labels, Logits, PerImage
 
 EPS = 8 / 255
 STEP = 2 / 255
@@ -38,6 +38,10 @@ Loss = Callable[[Logits], Tensor]  # the scalar that the attack ascends
 
 class _ModeKept:
     """What every attack here adds to its torchattacks base: its mode, exact restoration, a given start."""
+
+    stuck: PerImage | None = None
+    """(N,), the share of an image's steps on which its gradient was exactly zero, in the last attack; None without a
+    `loss_scale`, which is where gradients can underflow."""
 
     def _set_up(self, *, training: bool, loss_scale: float) -> None:
         self.training = training
@@ -58,9 +62,13 @@ class _ModeKept:
     def _ascend(self, images: Images, start: Images, loss: Loss) -> Images:
         """Take `steps` steps of `alpha` along the gradient's sign, each back into the ball and [0, 1]."""
         images, adv = images.detach(), start.detach()
+        if self.loss_scale != 1:
+            self.stuck = torch.zeros(len(images), device=images.device)
         for _ in range(self.steps):  # type: ignore[attr-defined]
             adv.requires_grad_(True)
             (gradient,) = torch.autograd.grad(loss(self.get_logits(adv)) * self.loss_scale, adv)  # type: ignore[attr-defined]
+            if self.loss_scale != 1:
+                self.stuck += (gradient == 0).flatten(1).all(dim=1) / self.steps  # type: ignore[attr-defined]
             adv = adv.detach() + self.alpha * gradient.sign()  # type: ignore[attr-defined]
             delta = (adv - images).clamp(min=-self.eps, max=self.eps)  # type: ignore[attr-defined]
             adv = (images + delta).clamp(min=0, max=1).detach()

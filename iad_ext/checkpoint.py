@@ -260,7 +260,7 @@ def keep_lines_before(path: Path, epoch: int) -> None:
 
 def clear_run(folder: Path) -> None:
     """Remove what an earlier run left in `folder`, so that nothing of it can pass for the new one's."""
-    for name in ("checkpoints", "best", "last"):
+    for name in ("checkpoints", "best", "last", "evaluation"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "results.json", "robust.safetensors", "report.html"):
+    for name in ("metrics.jsonl", "history.jsonl", "results.json", "robust.safetensors", "report.html"):
         (folder / name).unlink(missing_ok=True)

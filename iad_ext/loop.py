@@ -4,29 +4,40 @@ Order, augmentation and random starts come from (seed, epoch, step); the engine 
 the optimizer and the running sums of the epoch it is in.
 """
 
+import logging
 import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
+from iad_ext.checkpoint import optimizer_numbers, optimizer_tensors, restore_optimizer
 from iad_ext.diagnostics import FIGURES, Sums, figures
 from iad_ext.objectives import Objective
 from iad_ext.precision import Precision
+from iad_ext.processes import anyone
 from iad_ext.randomness import stream_seed
-from iad_ext.step import Attack, Step, StepResult
-from iad_ext.types import Images, Labels, Logits
+from iad_ext.step import Attack, Step
+from iad_ext.types import Images, Labels, Logits, PerImage
+
+log = logging.getLogger(__name__)
 
 _NEVER = 2**31  # a step that no run reaches
+_BROKEN = (
+    "What was saved before is whole; look for NaN in the data, lower the learning rate, or train in fp32"
+)
+UNDERFLOW = "attack/zero_gradient"  # percent of the attack's steps, known under fp16 only
+SKIPPED_IN_A_ROW = 20  # from so many on, it is not a bad batch but a broken run
 
 
 class TrainingStopped(RuntimeError):  # noqa: N818 (it is what happened)
@@ -100,6 +111,9 @@ class Engine:
         teacher, natural_teacher: frozen, in eval mode, on the device.
         accumulation: parts that a process computes its share of a batch in.
         look_every: steps between two looks at the device for a loss that is not finite.
+        non_finite: what a loss or gradient that is not finite does: `stop` the training, or `skip` its step, which
+            leaves weights, optimizer and BatchNorm as they were; skipping looks at the device in every step.
+        skipped: steps of the epoch that were skipped.
     """
 
     accelerator: Accelerator
@@ -113,8 +127,11 @@ class Engine:
     natural_teacher: nn.Module | None = None
     accumulation: int = 1
     look_every: int = 50
+    non_finite: Literal["stop", "skip"] = "stop"
     sums: Sums = field(init=False)
+    skipped: int = field(init=False, default=0)
     _step: Step = field(init=False)
+    _in_a_row: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.device = self.accelerator.device
@@ -172,8 +189,8 @@ class Engine:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
         if first_step == 0:
-            self.sums = Sums(self.device)
-        self._first_bad = {}
+            self.sums, self.skipped = Sums(self.device), 0
+        self._first_bad, self._in_a_row = {}, 0
         began, images_done = time.perf_counter(), 0
         _reset_peak_memory(self.device)
         with self._random_state_kept(), self._bar(epoch, first_step) as bar:
@@ -186,9 +203,18 @@ class Engine:
                 if after_step is not None:
                     after_step(step + 1)
         self._refuse_bad_loss(epoch)
-        self.average_buffers()
+        if images_done:  # a run that was stopped at the epoch's end has averaged them already
+            self.average_buffers()
         record = self._record()
+        if record.get(UNDERFLOW):
+            log.warning(
+                "epoch %d: in %.2f%% of the attack's steps an image's gradient was exactly zero: it underflows in fp16, "
+                "and the attack is weaker than it looks; train in bf16 or fp32",
+                epoch,
+                record[UNDERFLOW],
+            )
         seconds = time.perf_counter() - began
+        record["train/skipped_steps"] = self.skipped
         record |= {"time/epoch_s": round(seconds, 3), "time/images_per_s": round(images_done / seconds, 2)}
         record["memory/peak_mib"] = _peak_memory(self.device)
         return record
@@ -200,7 +226,8 @@ class Engine:
         self._prepared_optimizer.zero_grad(set_to_none=True)
         parts = self.accelerator.num_processes * self.accumulation
         first = self.accelerator.process_index * self.accumulation
-        noise, total = None, 0
+        before = [b.clone() for b in self.student.buffers()] if self.non_finite == "skip" else None
+        noise, total, results = None, 0, []
         for k in range(self.accumulation):
             batch = self.source.batch(epoch, step, part=first + k, parts=parts)
             total = batch.total
@@ -210,17 +237,30 @@ class Engine:
                 noise = self._noise(epoch, step, total, batch.images)
             start = noise[batch.offset : batch.offset + len(batch.labels)] if noise is not None else None
             with self._synchronised(last=k == self.accumulation - 1):
-                self._backward(batch, start, epoch, step)
+                results.append(self._backward(batch, start, epoch))
+        if before is not None and self._to_skip(epoch, step, [loss for _, loss in results]):
+            for buffer, value in zip(self.student.buffers(), before, strict=True):
+                buffer.copy_(value)
+            return total
+        for found, loss in results:
+            self.sums.add(found)
+            self._remember_bad(loss, step)
         self._prepared_optimizer.step()
         return total
 
-    def _backward(self, batch: Batch, noise: Images | None, epoch: int, step: int) -> None:
+    def _backward(
+        self, batch: Batch, noise: Images | None, epoch: int
+    ) -> tuple[dict[str, PerImage], Mapping[str, PerImage]]:
+        """Run a part of a step up to its gradients; returns its figures and its loss by terms."""
         result = self._step(batch.images, batch.labels, epoch=epoch, noise=noise)
         # the mean over the global batch, whatever share of it lies here; the wrapper averages over processes
         share = result.loss.per_image.sum() * (self.accelerator.num_processes / batch.total)
         self.accelerator.backward(share)
-        self.sums.add(figures(result.outputs, batch.labels, result.loss))
-        self._remember_bad(result, step)
+        found = figures(result.outputs, batch.labels, result.loss)
+        stuck = getattr(self.attack, "stuck", None)
+        if stuck is not None:
+            found[UNDERFLOW] = 100.0 * stuck
+        return found, {name: values.detach() for name, values in result.loss.terms.items()}
 
     def _noise(self, epoch: int, step: int, total: int, images: Images) -> Images | None:
         """The whole global batch's random start, so that an image's does not depend on who computes it."""
@@ -241,11 +281,30 @@ class Engine:
 
     # -------------------------------------------------------------------------------- losses that are no numbers
 
-    def _remember_bad(self, result: StepResult, step: int) -> None:
+    def _to_skip(self, epoch: int, step: int, losses: Sequence[Mapping[str, PerImage]]) -> bool:
+        """Whether any process met a number that is not finite; counted, and too many in a row stop the run."""
+        bad = sorted(
+            {name for terms in losses for name, values in terms.items() if not values.isfinite().all()}
+        )
+        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        # fp16's scaler skips steps with infinite gradients itself, and learns its scale from them
+        if not bad and self.accelerator.scaler is None and not get_total_norm(gradients).isfinite():
+            bad = ["gradient"]
+        if not anyone(bool(bad)):
+            self._in_a_row = 0
+            return False
+        self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+        where = f"epoch {epoch}, step {step}: {', '.join(bad) or 'a term on another process'} is not finite"
+        if self._in_a_row >= SKIPPED_IN_A_ROW:
+            raise TrainingStopped(f"{where}, as in the {self._in_a_row - 1} steps before. {_BROKEN}")
+        log.warning("%s; skipped, %d in this epoch", where, self.skipped)
+        return True
+
+    def _remember_bad(self, terms: Mapping[str, PerImage], step: int) -> None:
         """Note on the device the first step at which a term was not finite."""
         never = torch.full((), _NEVER, device=self.device)
-        for name, values in result.loss.terms.items():
-            here = torch.where(values.detach().isfinite().all(), never, step)
+        for name, values in terms.items():
+            here = torch.where(values.isfinite().all(), never, step)
             self._first_bad[name] = torch.minimum(self._first_bad.get(name, never), here)
 
     def _refuse_bad_loss(self, epoch: int) -> None:
@@ -257,8 +316,7 @@ class Engine:
         step, name = min(zip(gathered.amin(dim=0).tolist(), names, strict=True))
         if step < _NEVER:
             raise TrainingStopped(
-                f"epoch {epoch}, step {step}: the loss term '{name}' is not finite. What was saved before is whole; "
-                "look for NaN in the data, lower the learning rate, or train in fp32"
+                f"epoch {epoch}, step {step}: the loss term '{name}' is not finite. {_BROKEN}"
             )
 
     # ------------------------------------------------------------------------------------------ processes
@@ -273,7 +331,7 @@ class Engine:
 
     def _record(self) -> dict[str, Any]:
         losses = sorted(name for name in self.sums.sums if name.startswith("loss/"))
-        names = [*losses, *FIGURES]
+        names = [*losses, *FIGURES, *({UNDERFLOW} & self.sums.sums.keys())]
         total = self.accelerator.reduce(self.sums.stacked(names), "sum")
         return dict(self.sums.reduced(names, total))
 
@@ -290,15 +348,65 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------ state
 
-    def scaler_state(self) -> Mapping[str, Any] | None:
-        """The gradient scaler's state under fp16, else None."""
-        scaler = self.accelerator.scaler
-        return scaler.state_dict() if scaler is not None else None
+    def state(self, *, within_epoch: bool) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+        """What the next step depends on, as groups of tensors and as JSON. Every process calls it.
 
-    def restore_scaler(self, state: Mapping[str, Any] | None) -> None:
-        """Put back what `scaler_state` returned."""
-        if state is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(dict(state))
+        Within an epoch each process has BatchNorm statistics and figures of its own; `buffers` and `sums` hold
+        those of all, as `rank/name`.
+        """
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            "student": self.student.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer),
+        }
+        if within_epoch and self.accelerator.num_processes > 1:
+            tensors["buffers"] = self._of_all_processes(self._own_buffers())
+        if within_epoch:
+            tensors["sums"] = self._of_all_processes(dict(sorted(self.sums.sums.items())))
+        scaler = self.accelerator.scaler
+        numbers = {
+            "optimizer": optimizer_numbers(self.optimizer),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "processes": self.accelerator.num_processes,
+            "skipped": self.skipped if within_epoch else 0,
+        }
+        return tensors, numbers
+
+    def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], numbers: Mapping[str, Any]) -> None:
+        """Put back what `state` returned, after which `epoch(…, first_step=…)` goes on.
+
+        On another number of processes, BatchNorm's statistics are the mean of those that were saved.
+
+        Raises:
+            ValueError: the weights are of another network.
+        """
+        try:
+            self.student.load_state_dict(tensors["student"])
+        except RuntimeError as error:
+            raise ValueError(f"the checkpoint is of another network: {error}") from error
+        restore_optimizer(self.optimizer, tensors["optimizer"], numbers["optimizer"])
+        if self.accelerator.scaler is not None and numbers["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(dict(numbers["scaler"]))
+        self.skipped = int(numbers["skipped"])
+        rank, saved = self.accelerator.process_index, int(numbers["processes"])
+        same = saved == self.accelerator.num_processes
+        buffers = tensors.get("buffers", {})
+        for name, buffer in self._own_buffers().items() if buffers else ():
+            held = [buffers[f"{k}/{name}"] for k in range(saved)]
+            buffer.copy_(held[rank] if same else torch.stack(held).mean(dim=0))
+        self.sums = Sums(self.device)
+        for key, value in tensors.get("sums", {}).items():
+            k, _, name = key.partition("/")
+            # the figures of another number of processes go on in the first
+            if int(k) == rank or (not same and rank == 0):
+                self.sums.sums[name] = self.sums.sums.get(name, 0) + value.to(self.device)
+
+    def _own_buffers(self) -> dict[str, Tensor]:
+        return {name: b for name, b in self.student.named_buffers() if b.is_floating_point()}
+
+    def _of_all_processes(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each process's tensors as `rank/name`; all processes have the same names and shapes."""
+        gathered = {name: self.accelerator.gather(value[None]) for name, value in tensors.items()}
+        return {f"{k}/{name}": row for name, rows in gathered.items() for k, row in enumerate(rows)}
 
 
 def _reset_peak_memory(device: torch.device) -> None:

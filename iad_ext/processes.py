@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -26,6 +27,21 @@ def from_main(value: T) -> T:
     broadcast_object_list(shared)
     received: T = shared[0]
     return received
+
+
+def anyone(flag: bool) -> bool:
+    """Whether `flag` is true on any process; all of them must ask. Waits for the other processes, not for a GPU."""
+    if PartialState().num_processes == 1:
+        return flag
+    asked = torch.tensor(int(flag))
+    torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=_host_group())
+    return bool(asked)
+
+
+@lru_cache(maxsize=1)
+def _host_group() -> Any:
+    """A group that exchanges from host memory: NCCL would put the question behind all the work of the device."""
+    return torch.distributed.new_group(backend="gloo")
 
 
 def say(text: str) -> None:

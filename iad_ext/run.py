@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from iad_ext import attacks, checkpoint, files, precision, processes, provenance
@@ -30,14 +31,21 @@ from iad_ext.loop import Engine, TrainingStopped, accelerator_for
 from iad_ext.objectives import ADVERSARIAL_PASSES
 from iad_ext.plan import Plan
 from iad_ext.precision import Precision
-from iad_ext.processes import World, from_main, say
+from iad_ext.processes import World, anyone, from_main, say
 from iad_ext.settings import Recipe, Settings
+from iad_ext.signals import Interrupted, Stop
 
 log = logging.getLogger(__name__)
 
 # settings that may change between a run and its continuation: they do not change what is trained
-FREE_ON_RESUME = ("out", "resume", "dry_run", "data.path", "precision")
+FREE_ON_RESUME = ("out", "resume", "accept_changes", "dry_run", "data.path", "precision")
 FREE_GROUPS = ("eval.attacks", "eval.of", "eval.limit", "eval.aa_limit", "eval.batch_size", "checkpoint.")
+
+# of the changes that are accepted: what the best checkpoint is measured by, and what an epoch's steps consist of
+MEASURED_BY = ("data", "eval.", "attack.eps")
+STEPS_DEPEND_ON = ("data", "train.batch_size", "train.seed")
+
+Change: TypeAlias = tuple[str, Any, Any]  # setting, before, now
 
 # images on which a teacher that is no better than chance is refused; on fewer, a fair one can be that unlucky
 ENOUGH_TO_REFUSE = 100
@@ -47,7 +55,8 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
     """Run a recipe from the command line.
 
     Exit codes: 0 done, 1 a defect of this program, 2 wrong input (nothing was computed), 3 training stopped (the
-    last checkpoint is whole), 4 the run folder cannot be written.
+    last checkpoint is whole), 4 the run folder cannot be written, 5 stopped by SIGTERM, SIGUSR1 or SIGINT (all is
+    saved), 130 forced by a second SIGINT.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
@@ -62,9 +71,14 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
         _fail(3, error)
     except CheckpointError as error:
         _fail(4, error)
+    except Interrupted as stopped:
+        say(f"stopped          {stopped}")
+        sys.exit(5)
+    except KeyboardInterrupt:
+        _fail(130, "forced to stop; the last checkpoint is whole, the same command goes on from it")
 
 
-def _fail(code: int, error: Exception) -> NoReturn:
+def _fail(code: int, error: object) -> NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -76,7 +90,13 @@ def run(settings: Settings) -> dict[str, Any] | None:
         UsageError: wrong input, before any compute.
         TrainingStopped: a loss was not finite.
         CheckpointError: the run folder cannot be written, or another process is running in it.
+        Interrupted: a signal asked for the end; all is saved.
     """
+    with Stop() as stop:
+        return _run(settings, stop)
+
+
+def _run(settings: Settings, stop: Stop) -> dict[str, Any] | None:
     # whatever is wrong with the input shows here, where a plain error message is the best answer
     try:
         plan = Plan.of(settings)
@@ -87,10 +107,16 @@ def run(settings: Settings) -> dict[str, Any] | None:
         assets = Assets.load(plan, world.device)
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error)) from error
+    the_run = Run(plan, assets, world, stop)
     if not world.is_main_process:
-        return Run(plan, assets, world).train()
+        return the_run.train()
     with checkpoint.locked(plan.folder):
-        return Run(plan, assets, world).train()
+        try:
+            return the_run.train()
+        except (OSError, SafetensorError) as error:  # all that is read is read by now
+            raise CheckpointError(
+                f"cannot write to the run folder {plan.folder}: {error}; what was saved before is whole"
+            ) from error
 
 
 # ---------------------------------------------------------------------------------------------- run
@@ -99,8 +125,8 @@ def run(settings: Settings) -> dict[str, Any] | None:
 class Run:
     """A run in its folder: trains from where it is, keeps what it finds, and measures the result."""
 
-    def __init__(self, plan: Plan, assets: Assets, world: World) -> None:
-        self.plan, self.assets, self.world = plan, assets, world
+    def __init__(self, plan: Plan, assets: Assets, world: World, stop: Stop) -> None:
+        self.plan, self.assets, self.world, self.stop = plan, assets, world, stop
         self.settings, self.folder = plan.settings, plan.folder
         self.validation = assets.splits.validation
         if self.settings.eval.validation_limit is not None:
@@ -114,19 +140,22 @@ class Run:
 
     def train(self) -> dict[str, Any] | None:
         """Train what is left to train, then evaluate; the results on the main process, None on the others."""
-        saved = self._resumable()
+        saved, changed = self._resumable()
         done = self._measured_already(saved)
         if done is not None:
             return done
         student = self._student()
         self.decided = decided = self._precision(student, saved)
-        self._measure_teacher()
+        try:
+            self._measure_teacher()
+        except Interrupted:
+            raise Interrupted(f"{self._who_asked()} before training; the same command starts it") from None
         engine = self._engine(student, decided)
         epoch, step = 0, 0
         if saved is not None:
-            epoch, step = self._restore(engine, saved)
+            epoch, step = self._restore(engine, saved, changed)
             say(f"continuing {self.folder} at epoch {epoch}, step {step}")
-        self._start_folder(continued=saved is not None, epoch=epoch)
+        self._start_folder(saved, changed, epoch, step)
         self._announce(student)
         began = time.perf_counter()
         for current in range(epoch, self.settings.train.epochs):
@@ -135,26 +164,42 @@ class Run:
             left = (time.perf_counter() - began) / trained * (self.settings.train.epochs - current - 1)
             self._say_epoch(current, left)
         self.world.wait_for_everyone()
-        return self._finish() if self.world.is_main_process else None
+        if not self.world.is_main_process:
+            return None
+        try:
+            return self._finish()
+        except Interrupted:
+            self._note("stopped", evaluating=True)
+            raise Interrupted(
+                f"{self._who_asked()} while evaluating; what is measured is kept, the same command goes on"
+            ) from None
 
     def _epoch(self, engine: Engine, epoch: int, first_step: int) -> None:
         train, every = self.settings.train, self.settings.checkpoint
-        last = epoch == train.epochs - 1
+        last, steps = epoch == train.epochs - 1, len(engine.source)
 
         def after_step(done: int) -> None:
-            if every.every_steps and done % every.every_steps == 0 and done < len(engine.source):
-                engine.average_buffers()
+            stopped = anyone(bool(self.stop)) and done < steps  # the epoch's end comes first
+            if stopped or (every.every_steps and done % every.every_steps == 0 and done < steps):
                 self._save(engine, epoch, done)
+            if stopped:
+                raise self._interrupted(epoch, done)
 
         record: dict[str, Any] = {"epoch": epoch, "lr": self.plan.rate(epoch)}
         record |= engine.epoch(
             epoch, first_step=first_step, rate=self.plan.rate(epoch), after_step=after_step
         )
-        if (epoch + 1) % self.settings.eval.every == 0 or last:
-            record |= self._validate(engine.student)
-            self._keep_best(engine.student, epoch, record)
-        else:
-            record |= {"eval/natural": None, "eval/pgd10": None}
+        try:
+            if anyone(bool(self.stop)):
+                raise Interrupted
+            if (epoch + 1) % self.settings.eval.every == 0 or last:
+                record |= self._validate(engine.student)
+                self._keep_best(engine.student, epoch, record)
+            else:
+                record |= {"eval/natural": None, "eval/pgd10": None}
+        except Interrupted:
+            self._save(engine, epoch, steps)  # the epoch is trained; its validation is still to be done
+            raise self._interrupted(epoch, steps) from None
         self.record = record
         if self.world.is_main_process:
             checkpoint.append_line(self.folder / "metrics.jsonl", record)
@@ -163,8 +208,22 @@ class Run:
         if (epoch + 1) % every.every_epochs == 0 or last:
             self._save(engine, epoch + 1, 0)
 
+    def _interrupted(self, epoch: int, step: int) -> Interrupted:
+        """To be raised when the position is saved."""
+        self._note("stopped", epoch=epoch, step=step)
+        return Interrupted(
+            f"{self._who_asked()} at epoch {epoch}, step {step}; the same command goes on from there"
+        )
+
+    def _who_asked(self) -> str:
+        return f"by {self.stop.asked_by or 'a signal to another process'}"
+
     def _validate(self, student: nn.Module) -> dict[str, float | None]:
-        """Natural and PGD-10 accuracy on the validation images, in percent; each image counted once."""
+        """Natural and PGD-10 accuracy on the validation images, in percent; each image counted once.
+
+        Raises:
+            Interrupted: a signal came to some process.
+        """
         record: dict[str, float | None] = {"eval/natural": None, "eval/pgd10": None}
         try:
             record["eval/natural"] = self._accuracy(student, self.validation, "natural")
@@ -178,24 +237,35 @@ class Run:
         """Percent right under `attack`, the images shared out over the processes."""
         n, rank, world = len(images), self.world.process_index, self.world.num_processes
         first, end = share(n, rank, world)
-        counts = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        counts = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         if end > first:
             mine = images.take(slice(first, end))
-            flags = accuracy_under(
-                network,
-                mine.images,
-                mine.labels,
-                attack,
-                eps=self.settings.attack.eps,
-                seed=self.settings.eval.seed,
-                batch_size=self.settings.eval.batch_size,
-                first=first,
-            )
-            counts += torch.tensor([int(flags.sum()), len(flags)], dtype=torch.float64, device=counts.device)
+            try:
+                flags = accuracy_under(
+                    network,
+                    mine.images,
+                    mine.labels,
+                    attack,
+                    eps=self.settings.attack.eps,
+                    seed=self.settings.eval.seed,
+                    batch_size=self.settings.eval.batch_size,
+                    first=first,
+                    after_batch=self._break_off,
+                )
+                counts += torch.tensor([int(flags.sum()), len(flags), 0], device=counts.device)
+            except Interrupted:
+                counts[2] = 1
         if world > 1:
             torch.distributed.all_reduce(counts)
-        right, total = counts.tolist()
+        right, total, broken_off = counts.tolist()
+        if broken_off:
+            raise Interrupted
         return round(100 * float(right) / float(total), 4)
+
+    def _break_off(self) -> None:
+        """Leave an evaluation between two batches when a signal came; the others learn of it when they are done."""
+        if self.stop:
+            raise Interrupted
 
     def _keep_best(self, student: nn.Module, epoch: int, record: Mapping[str, Any]) -> None:
         value = record[f"eval/{self.measure}"]
@@ -285,6 +355,7 @@ class Run:
             teacher=self.assets.teacher,
             natural_teacher=self.assets.natural_teacher,
             accumulation=train.accumulation,
+            non_finite=train.non_finite,
         )
 
     def _attack(self, student: nn.Module, decided: Precision) -> Any:
@@ -335,25 +406,27 @@ class Run:
 
     # ------------------------------------------------------------------------------------------ folder
 
-    def _resumable(self) -> Checkpoint | None:
+    def _resumable(self) -> tuple[Checkpoint | None, list[Change]]:
+        """The checkpoint to go on from, and what was changed since and accepted."""
         if self.settings.resume == "never":
-            return None
+            return None, []
         saved = checkpoint.newest(self.folder / "checkpoints")
         if saved is None:
             self._refuse_to_overwrite()
-            return None
+            return None, []
         try:
             before = settings_.from_yaml((self.folder / "settings.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UsageError(f"{self.folder} cannot be continued: its settings.yaml: {error}") from error
         changed = _changed(before, self.settings) + self._changed_since(saved)
-        if changed:
+        if changed and not self.settings.accept_changes:
             listed = "\n".join(f"  {settings_.option(name)}: {a} before, {b} now" for name, a, b in changed)
             raise UsageError(
                 f"{self.folder} was begun with other settings:\n{listed}\n"
-                "Give the same settings to continue it, another --out, or --resume never to start it again"
+                "Give the same settings to continue it, another --out, --resume never to start it again, or "
+                "--accept-changes to continue it all the same, which its results will say"
             )
-        return saved
+        return saved, changed
 
     def _refuse_to_overwrite(self) -> None:
         """What a run left is not thrown away unasked because its checkpoints are gone or broken."""
@@ -363,37 +436,58 @@ class Run:
                 "--out, or --resume never to throw it away and start again"
             )
 
-    def _changed_since(self, saved: Checkpoint) -> list[tuple[str, Any, Any]]:
-        """What must be the same beside the settings: the arithmetic and the images themselves."""
+    def _changed_since(self, saved: Checkpoint) -> list[Change]:
+        """What must be the same beside the settings: the arithmetic, the images and the teachers themselves."""
         began, asked = saved.state["precision"]["kind"], self.settings.precision
-        changed = [("precision", began, asked)] if asked not in ("auto", began) else []
-        digest = self.assets.splits.provenance["digest"]
-        return changed + ([("data", saved.state["data"], digest)] if saved.state["data"] != digest else [])
+        changed: list[Change] = [("precision", began, asked)] if asked not in ("auto", began) else []
+        now = {"data": self.assets.splits.provenance["digest"], "teachers": dict(self.assets.digests)}
+        return changed + [
+            (name, saved.state[name], now[name]) for name in now if saved.state[name] != now[name]
+        ]
 
-    def _start_folder(self, *, continued: bool, epoch: int) -> None:
+    def _start_folder(
+        self, saved: Checkpoint | None, changed: Sequence[Change], epoch: int, step: int
+    ) -> None:
         if not self.world.is_main_process:
             return
-        try:
-            metrics = self.folder / "metrics.jsonl"
-            if continued:
-                checkpoint.keep_lines_before(metrics, epoch)
-            else:
-                checkpoint.clear_run(self.folder)
-            files.write_text(self.folder / "settings.yaml", settings_.to_yaml(self.settings))
-            environment = provenance.environment() | {
-                "precision": dataclasses.asdict(self.decided),
-                "processes": self.world.num_processes,
-                "data": dict(self.assets.splits.provenance),
-                "teachers": self.teacher_accuracy,
-            }
-            files.write_json(self.folder / "environment.json", environment)
-        except OSError as error:
-            raise CheckpointError(f"cannot write to the run folder {self.folder}: {error}") from error
+        if saved is not None:
+            checkpoint.keep_lines_before(self.folder / "metrics.jsonl", epoch)
+        else:
+            checkpoint.clear_run(self.folder)
+        files.write_text(self.folder / "settings.yaml", settings_.to_yaml(self.settings))
+        environment = provenance.environment() | {
+            "precision": dataclasses.asdict(self.decided),
+            "processes": self.world.num_processes,
+            "data": dict(self.assets.splits.provenance),
+            "teachers": self.teacher_accuracy,
+        }
+        files.write_json(self.folder / "environment.json", environment)
+        self._note(
+            "begun" if saved is None else "continued",
+            epoch=epoch,
+            step=step,
+            changed=[{"setting": name, "before": a, "now": b} for name, a, b in changed],
+            **{name: environment[name] for name in ("commit", "versions", "hardware", "processes")},
+        )
+
+    def _note(self, event: str, **what: object) -> None:
+        """Add a line to the run's history: when it was begun, stopped and continued, where, and what changed."""
+        if self.world.is_main_process and self.folder.is_dir():
+            line = {"event": event, "time": provenance.now(), **what}
+            checkpoint.append_line(self.folder / "history.jsonl", line)
+
+    def _accepted(self) -> list[dict[str, Any]]:
+        """Every change of settings that the run was continued with."""
+        lines = checkpoint.read_lines(self.folder / "history.jsonl")
+        return [
+            {"epoch": line["epoch"], "step": line["step"], **change}
+            for line in lines
+            for change in line.get("changed", ())
+        ]
 
     def _save(self, engine: Engine, epoch: int, step: int) -> None:
         """Save the position between two steps. Every process calls it; the main one writes."""
-        names = sorted(engine.sums.sums)
-        sums = engine.accelerator.reduce(engine.sums.stacked(names), "sum") if names and step else None
+        tensors, numbers = engine.state(within_epoch=step > 0)
         if not self.world.is_main_process:
             return
         bad = [name for name, value in engine.student.state_dict().items() if not value.isfinite().all()]
@@ -401,32 +495,38 @@ class Run:
             raise TrainingStopped(
                 f"epoch {epoch}, step {step}: weights are not finite ({', '.join(bad[:3])} …)"
             )
-        tensors: dict[str, Mapping[str, Tensor]] = {
-            "student": engine.student.state_dict(),
-            "optimizer": checkpoint.optimizer_tensors(engine.optimizer),
-        }
-        if sums is not None:
-            tensors["sums"] = {"sums": sums}
         state = {
-            "optimizer": checkpoint.optimizer_numbers(engine.optimizer),
-            "scaler": engine.scaler_state(),
+            "engine": numbers,
             "precision": dataclasses.asdict(self.decided),
             "data": self.assets.splits.provenance["digest"],
+            "teachers": dict(self.assets.digests),
             "best": self.best,
-            "sums": names,
         }
         saved = Checkpoint(epoch=epoch, step=step, tensors=tensors, state=state)
         checkpoint.save(self.folder / "checkpoints", saved, keep=self.settings.checkpoint.keep)
 
-    def _restore(self, engine: Engine, saved: Checkpoint) -> tuple[int, int]:
-        engine.student.load_state_dict(saved.tensors["student"])
-        checkpoint.restore_optimizer(engine.optimizer, saved.tensors["optimizer"], saved.state["optimizer"])
-        engine.restore_scaler(saved.state["scaler"])
-        self.best = dict(saved.state["best"])
-        if "sums" in saved.tensors and self.world.is_main_process:
-            # the saved sums are those of all processes; one of them goes on with them
-            rows = saved.tensors["sums"]["sums"].to(engine.device)
-            engine.sums.sums = dict(zip(saved.state["sums"], rows, strict=True))
+    def _restore(self, engine: Engine, saved: Checkpoint, changed: Sequence[Change]) -> tuple[int, int]:
+        """Put the run back where it was; returns the epoch and the step to go on with."""
+        own = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
+        try:
+            engine.restore(saved.tensors, saved.state["engine"])
+        except ValueError as error:
+            raise UsageError(f"{self.folder} cannot be continued: {error}") from error
+        for group, settings in zip(engine.optimizer.param_groups, own, strict=True):
+            group.update(settings)  # those of this command line, which may have been changed and accepted
+        before = int(saved.state["engine"]["processes"])
+        if before != self.world.num_processes:
+            log.warning(
+                "begun on %d processes, continued on %d: the images are the same, BatchNorm's shares are not",
+                before,
+                self.world.num_processes,
+            )
+        names = [name for name, _, _ in changed]
+        # the best so far was found by another measure
+        self.best = {} if any(name.startswith(MEASURED_BY) for name in names) else dict(saved.state["best"])
+        if saved.step and any(name.startswith(STEPS_DEPEND_ON) for name in names):
+            log.warning("the steps of epoch %d are others now: it begins again", saved.epoch)
+            return saved.epoch, 0
         return saved.epoch, saved.step
 
     # ------------------------------------------------------------------------------------------ words
@@ -490,6 +590,7 @@ class Run:
             "natural_teacher": self.teacher_accuracy.get("natural_teacher", {}),
             "precision": dataclasses.asdict(self.decided),
             "data": dict(self.assets.splits.provenance),
+            "changed": self._accepted(),
         }
         flags: dict[str, Tensor] = {}
         wanted = [name.strip() for name in self.settings.eval.of.split(",")] if self.plan.attacks else []
@@ -506,10 +607,8 @@ class Run:
             results["selected_on"] = self._validated_on()
         files.write_json(self.folder / "results.json", results)
         if flags:
-            save_file(
-                {name: flag.to(torch.uint8) for name, flag in flags.items()},
-                self.folder / "robust.safetensors",
-            )
+            held = save({name: flag.to(torch.uint8) for name, flag in flags.items()})
+            files.write_whole(self.folder / "robust.safetensors", held)
         self._show(measured, results["epochs"])
         return results
 
@@ -543,7 +642,13 @@ class Run:
         everything = test.take(slice(0, asked.limit)) if asked.limit else test
         few = everything.take(slice(0, asked.aa_limit)) if asked.aa_limit else everything
         measure = functools.partial(
-            evaluate, network, eps=asked.eps, seed=asked.seed, batch_size=asked.batch_size
+            evaluate,
+            network,
+            eps=asked.eps,
+            seed=asked.seed,
+            batch_size=asked.batch_size,
+            state_folder=self.folder / "evaluation",
+            after_batch=self._break_off,
         )
         if len(few) == len(everything) or "aa" not in self.plan.attacks:
             return measure(everything.images, everything.labels, attacks=self.plan.attacks)
@@ -563,7 +668,7 @@ def _merged(others: dict[str, Any], aa: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _changed(before: Settings, now: Settings) -> list[tuple[str, Any, Any]]:
+def _changed(before: Settings, now: Settings) -> list[Change]:
     old, new = dict(settings_.flat(before)), dict(settings_.flat(now))
     return [
         (name, old[name], new[name])

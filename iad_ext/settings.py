@@ -160,6 +160,8 @@ class TrainSettings:
     """What the rate is multiplied by at each drop."""
     schedule: Schedule = "paper"
     """released: second drop lost; gairat: 120 epochs, drops 60 90 110; sec5_1: 200, drops 100 150, decay 2e-4."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does: stop the run, or skip the step and count it."""
     padding: int = 4
     """Random crop after padding by this many pixels on each side; 0 for none."""
     flip: bool = True
@@ -228,6 +230,8 @@ class Settings:
     """Run folder; runs/DATA/RECIPE[-TEACHER]/seedS when not given."""
     resume: str = "auto"
     """auto continues the run folder from its newest checkpoint, never starts it again, a path continues that folder."""
+    accept_changes: bool = False
+    """Continue with other settings, images or teachers than the run was begun with; its results will say so."""
     dry_run: bool = False
     """Print settings, steps, passes a step and parameters, and stop."""
 

@@ -23,6 +23,7 @@ from iad_ext.data import load_splits
 from iad_ext.loop import Engine
 from iad_ext.precision import Precision
 from iad_ext.settings import from_command_line
+from iad_ext.signals import Stop
 
 SPLITS = {"limit_train": 64, "limit_test": 32}  # those of TINY
 
@@ -335,9 +336,9 @@ def test_validation_shared_out_is_validation(taught, monkeypatch, processes, att
 
     def accuracy(rank, processes):
         world = SimpleNamespace(device=torch.device("cpu"), process_index=rank, num_processes=processes)
-        return run.Run(plan, images, world)._accuracy(network, validation, attack)
+        return run.Run(plan, images, world, Stop())._accuracy(network, validation, attack)
 
-    whole, shares = accuracy(0, 1), torch.zeros(2, dtype=torch.float64)
+    whole, shares = accuracy(0, 1), torch.zeros(3, dtype=torch.float64)
 
     def add_up(counts):
         counts.copy_(shares.add_(counts))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from iad_ext.attacks import EPS, PGD, CWInf
 from iad_ext.evaluation import masking
 from iad_ext.evaluation.autoattack import Runner, State
+from iad_ext.evaluation.kept import Kept, key_of
 from iad_ext.evaluation.masking import Flag
 from iad_ext.evaluation.samples import Array, Sample, sample
 from iad_ext.evaluation.subject import Subject, check_device, probe, under_evaluation
@@ -98,6 +100,8 @@ def evaluate(
     progress: bool | None = None,
     channels_last: bool = False,
     aa_settings: Mapping[str, int] | None = None,
+    state_folder: str | Path | None = None,
+    after_batch: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
     """Measure the accuracy of `model` on natural images and under L∞ attacks.
 
@@ -129,6 +133,10 @@ def evaluate(
             rounded otherwise, which can move single images across the boundary.
         aa_settings: a smaller budget of AutoAttack for trials, `{"n_iter": 100, "n_queries": 5000}`; flagged
             as non-standard.
+        state_folder: keep what has been measured in a file there; a later call on the same network, images and
+            settings goes on after the last batch, and further attacks do not repeat what is known. The results are
+            those of a call that was not broken off.
+        after_batch: called after every batch; what it raises breaks the evaluation off, with everything kept.
 
     Returns:
         A dictionary of
@@ -151,7 +159,7 @@ def evaluate(
         check_device(subject, device)
         data = sample(images, labels, device=subject.device, dtype=subject.pixels)
         course = _Course(subject, data, eps=eps, seed=seed, batch_size=batch_size, progress=progress)
-        course.run(names, aa_settings)
+        course.run(names, aa_settings, state_folder, after_batch)
     return course.result(names, channels_last=channels_last)
 
 
@@ -165,6 +173,7 @@ def accuracy_under(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     first: int = 0,
+    after_batch: Callable[[], object] | None = None,
 ) -> Flags:
     """Return which images count under one attack, cheaply: for the validation after every epoch.
 
@@ -181,6 +190,7 @@ def accuracy_under(
         batch_size: images a pass.
         first: position of the first image in a larger set that several processes share out, so that its random
             start does not depend on who attacks it.
+        after_batch: called after every batch; what it raises breaks the measurement off.
 
     Returns:
         (N,) bool; its mean is the accuracy.
@@ -198,8 +208,14 @@ def accuracy_under(
     with under_evaluation(model) as subject:
         data = sample(images, labels, device=subject.device, dtype=subject.pixels)
         probe(subject, data.batch(slice(0, batch_size))[0], highest=int(data.labels.max()))
-        passes = _passes(subject, data, name, eps=eps, seed=seed, batch_size=batch_size, offset=first)
-        return torch.cat([right & finite for right, finite in passes])
+        robust = []
+        for right, finite in _passes(
+            subject, data, name, eps=eps, seed=seed, batch_size=batch_size, offset=first
+        ):
+            robust.append(right & finite)
+            if after_batch is not None:
+                after_batch()
+        return torch.cat(robust)
 
 
 def _checked_names(attacks: Sequence[str]) -> list[str]:
@@ -227,14 +243,22 @@ def _check_numbers(*, eps: float, seed: int, batch_size: int) -> None:
 
 
 def _passes(
-    subject: Subject, data: Sample, name: str, *, eps: float, seed: int, batch_size: int, offset: int = 0
+    subject: Subject,
+    data: Sample,
+    name: str,
+    *,
+    eps: float,
+    seed: int,
+    batch_size: int,
+    offset: int = 0,
+    done: int = 0,
 ) -> Iterator[tuple[Flags, Flags]]:
-    """Attack batch by batch; yields which adversarial images are right, and which have finite logits."""
+    """Attack batch by batch after the first `done` images; yields which are then right, and have finite logits."""
     attack = starts = None
     if name != "natural":
         attack = GRADIENT_ATTACKS[name].build(subject, eps)
         starts = _starts(attack, name, seed, tuple(data.images.shape[1:]))
-    for first in range(0, len(data), batch_size):
+    for first in range(done, len(data), batch_size):
         images, labels = data.batch(slice(first, first + batch_size))
         if attack is not None and starts is not None:
             images = attack(images, labels, noise=starts(offset + first, offset + first + len(images)))
@@ -278,8 +302,14 @@ class _Course:
         self.settings: dict[str, dict[str, Any]] = {}
         self.flags: list[Flag] = []
 
-    def run(self, names: Sequence[str], aa_settings: Mapping[str, int] | None) -> None:
-        """Look at the network, then run each attack."""
+    def run(
+        self,
+        names: Sequence[str],
+        aa_settings: Mapping[str, int] | None,
+        state_folder: str | Path | None,
+        after_batch: Callable[[], object] | None,
+    ) -> None:
+        """Look at the network, then run each attack from where it stands."""
         first, _ = self.data.batch(slice(0, self.batch_size))
         logits = probe(self.subject, first, highest=int(self.data.labels.max()))
         runner = Runner(
@@ -290,6 +320,8 @@ class _Course:
             batch_size=self.batch_size,
             settings=aa_settings,
         )
+        self.after_batch = after_batch
+        self.kept = self._kept(state_folder, runner)
         self.flags += masking.from_outputs(logits, self.subject(first))
         natural = self._simple("natural")
         if set(names) - {"natural"}:
@@ -302,24 +334,53 @@ class _Course:
         gradient = {name: flags for name, flags in self.robust.items() if name != "natural"}
         self.flags += masking.from_robust(natural, gradient, eps=self.eps)
 
+    def _kept(self, folder: str | Path | None, runner: Runner) -> Kept:
+        key = ""
+        if folder is not None:  # hashing a network and its images costs something
+            numbers = {"eps": self.eps, "seed": self.seed, "batch_size": self.batch_size}
+            key = key_of(self.subject, self.data, **numbers, autoattack=runner.budget)
+        return Kept(folder, key, n=len(self.data), stages=len(runner.stages))
+
+    def _batch_done(self) -> None:
+        """Let the caller break off, with everything kept."""
+        if self.after_batch is None:
+            return
+        try:
+            self.after_batch()
+        except BaseException:
+            self.kept.save()
+            raise
+
     def _simple(self, name: str) -> Flags:
         """Natural accuracy or one gradient attack."""
-        began, parts = time.perf_counter(), []
+        kept, before = self.kept, self.kept.seconds.get(name, 0.0)
+        began = time.perf_counter()
+        done = kept.passes.get(name, torch.empty(2, 0, dtype=torch.bool))
         passes = _passes(
-            self.subject, self.data, name, eps=self.eps, seed=self.seed, batch_size=self.batch_size
+            self.subject,
+            self.data,
+            name,
+            eps=self.eps,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            done=done.shape[1],
         )
-        with _Bar(name, len(self.data), self.progress) as bar:
+        with _Bar(name, len(self.data), self.progress, done=done.shape[1]) as bar:
             for right, finite in passes:
-                parts.append(torch.stack([right, finite]))
-                bar.advance(len(right), lambda: percent(torch.cat(parts, dim=1).all(dim=0)))
-        right, finite = torch.cat(parts, dim=1).cpu()
+                done = torch.cat([done, torch.stack([right, finite]).cpu()], dim=1)
+                kept.passes[name], kept.seconds[name] = done, before + time.perf_counter() - began
+                kept.save(due_only=True)
+                bar.advance(len(right), percent(done.all(dim=0)))
+                self._batch_done()
+        kept.save()
+        right, finite = done
         if name == "natural":
             self._refuse_non_finite(finite)
             self.settings[name] = {"attack": "none", "mode": "eval"}
         else:
             self.flags += masking.non_finite(name, int((~finite).sum()))
             self.settings[name] = GRADIENT_ATTACKS[name].protocol(self.eps)
-        self.settings[name]["seconds"] = time.perf_counter() - began
+        self.settings[name]["seconds"] = kept.seconds.get(name, 0.0)
         self.robust[name] = right & finite
         return self.robust[name]
 
@@ -332,11 +393,16 @@ class _Course:
             )
 
     def _autoattack(self, runner: Runner, natural: Flags) -> None:
-        began, state = time.perf_counter(), State.start(natural)
-        for stage in runner.stages:
-            with _Bar(f"aa {stage}", len(runner.queue(state)), self.progress) as bar:
+        state = self.kept.autoattack = self.kept.autoattack or State.start(natural)
+        while state.stage < len(runner.stages):
+            queue, stage = len(runner.queue(state)), runner.stages[state.stage]
+            done = min(state.batch * self.batch_size, queue)
+            with _Bar(f"aa {stage}", queue, self.progress, done=done) as bar:
                 for images in runner.run_stage(self.data, state):
-                    bar.advance(images, lambda: percent(state.robust))
+                    self.kept.save(due_only=True)
+                    bar.advance(images, percent(state.robust))
+                    self._batch_done()
+            self.kept.save()
         self.robust["aa"] = state.robust
         self.flags += runner.flags(self.data, state)
         self.flags += masking.non_finite("aa", state.non_finite)
@@ -346,7 +412,7 @@ class _Course:
         self.settings["aa"] = {
             "eps": self.eps,
             **runner.protocol(state),
-            "seconds": time.perf_counter() - began,
+            "seconds": sum(state.seconds.values()),
         }
 
     def result(self, names: Sequence[str], *, channels_last: bool) -> dict[str, Any]:
@@ -382,12 +448,18 @@ class _Bar:
         name: what is running.
         total: images to do.
         progress: show it; None on a terminal only.
+        done: images that an earlier call has done.
     """
 
-    def __init__(self, name: str, total: int, progress: bool | None) -> None:
-        disable = None if progress is None else not progress
+    def __init__(self, name: str, total: int, progress: bool | None, *, done: int = 0) -> None:
         self.bar = tqdm(
-            total=total, desc=name, unit="img", file=sys.stderr, disable=disable, dynamic_ncols=True
+            total=total,
+            initial=done,
+            desc=name,
+            unit="img",
+            file=sys.stderr,
+            disable=None if progress is None else not progress,
+            dynamic_ncols=True,
         )
 
     def __enter__(self) -> "_Bar":
@@ -396,8 +468,7 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def advance(self, images: int, robust: Callable[[], float]) -> None:
-        """`images` more are done; `robust` gives the percentage, and is asked only if shown (it syncs)."""
-        if not self.bar.disable:
-            self.bar.set_postfix_str(f"robust {robust():.2f}%", refresh=False)
-            self.bar.update(images)
+    def advance(self, images: int, robust: float) -> None:
+        """`images` more are done; `robust` percent stand."""
+        self.bar.set_postfix_str(f"robust {robust:.2f}%", refresh=False)
+        self.bar.update(images)
