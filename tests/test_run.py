@@ -651,6 +651,83 @@ def test_other_images_are_refused(done, capsys, monkeypatch):
     assert _files(done) == before
 
 
+@pytest.mark.parametrize(
+    ("line", "change"),
+    [
+        ("--train.lr 0.02", ("train.lr", 0.1, 0.02)),
+        ("--train.momentum 0.5", ("train.momentum", 0.9, 0.5)),
+        ("--train.batch-size 8", ("train.batch_size", 16, 8)),
+        ("--data.limit-train 48", ("data.limit_train", 64, 48)),
+        ("--precision bf16", ("precision", "fp32", "bf16")),
+    ],
+)
+def test_other_settings_can_be_accepted_and_are_recorded_everywhere(here, capsys, line, change):
+    _killed("--checkpoint.every-steps 3 --out r", run.Run, "_validate", recipe="at_resnet18")
+    saved = checkpoint.newest(here / "r/checkpoints")
+    assert (saved.epoch, saved.step) == (0, 3)
+    assert _run("at_resnet18", f"--checkpoint.every-steps 3 --out r {line}") == 2
+    assert "--accept-changes to continue it all the same" in capsys.readouterr().err
+    assert _run("at_resnet18", f"--checkpoint.every-steps 3 --out r {line} --accept-changes") == 0
+    name, before, now = change
+    recorded = {"setting": name, "before": before, "now": now}
+    others = [
+        c for c in _results(here / "r")["changed"] if c["setting"] != "data"
+    ]  # the images' digest, with a limit
+    assert [{key: c[key] for key in recorded} for c in others] == [recorded]
+    # the epoch's steps are other steps with another batch or other images: it begins again
+    step = 0 if name.startswith(("train.batch", "data")) else 3
+    assert f"continuing r at epoch 0, step {step}\n" in capsys.readouterr().out
+    history = checkpoint.read_lines(here / "r/history.jsonl")
+    assert [(h["event"], h["epoch"], h["step"]) for h in history] == [("begun", 0, 0), ("continued", 0, step)]
+    assert recorded in history[1]["changed"]
+    # from here on the changed settings are the run's own, and what was accepted once is not forgotten
+    assert _run("at_resnet18", f"--checkpoint.every-steps 3 --out r {line} --eval.attacks natural") == 0
+    assert [c["setting"] for c in _results(here / "r")["changed"] if c["setting"] != "data"] == [name]
+
+
+def test_an_accepted_momentum_is_the_one_that_trains(here):
+    """What the checkpoint says of the optimizer does not overrule what was asked for."""
+    for out, line in (("r", ""), ("s", "")):
+        _killed(f"--out {out} {line}", run.Run, "_save", recipe="at_resnet18", by=_after_two_saves())
+    assert _run("at_resnet18", "--out r --train.epochs 3 --train.drops 1 2 --accept-changes") == 0
+    more = "--train.epochs 3 --train.drops 1 2 --train.momentum 0.1 --accept-changes"
+    assert _run("at_resnet18", f"--out s {more}") == 0
+    assert (here / "r/last/model.safetensors").read_bytes() != (
+        here / "s/last/model.safetensors"
+    ).read_bytes()
+
+
+def _after_two_saves(real=run.Run._save):
+    calls = []
+
+    def save(*args):
+        real(*args)
+        calls.append(args)
+        if len(calls) == 2:
+            raise _Kill
+
+    return save
+
+
+def test_another_network_cannot_be_accepted(done, capsys):
+    assert _run("at_resnet18", "--out r --student.name cifar_resnet20 --train.epochs 3 --accept-changes") == 2
+    assert "r cannot be continued: the checkpoint is of another network" in capsys.readouterr().err
+
+
+def test_a_teacher_that_was_changed_meanwhile_is_noticed(taught, capsys):
+    _killed("--out r", run.Run, "_finish")
+    network = load_network("runs/digits/at_resnet18/seed0")
+    with torch.no_grad():
+        next(network.parameters())[0] += 1e-3
+    save_network(network, Path("runs/digits/at_resnet18/seed0/best"), metadata={})
+    assert _run("iad1_resnet18", "--out r") == 2
+    assert re.search(
+        r"--teachers: \{'teacher': '\w{64}'\} before, \{'teacher': '\w{64}'\} now", capsys.readouterr().err
+    )
+    assert _run("iad1_resnet18", "--out r --accept-changes") == 0
+    assert [change["setting"] for change in _results(taught / "r")["changed"]] == ["teachers"]
+
+
 def test_a_finished_run_shows_its_table_and_does_nothing(done, capsys, monkeypatch):
     before = _files(done)
     monkeypatch.setattr(Engine, "epoch", _raise_kill)
