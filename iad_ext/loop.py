@@ -208,7 +208,7 @@ class Engine:
         record = self._record()
         if record.get(UNDERFLOW):
             log.warning(
-                "epoch %d: in %.2f%% of the attack's steps an image's gradient was exactly zero: fp16 is too small for it, "
+                "epoch %d: in %.2f%% of the attack's steps a gradient was exactly zero: it underflows in fp16, "
                 "and the attack is weaker than it looks; train in bf16 or fp32",
                 epoch,
                 record[UNDERFLOW],

@@ -44,6 +44,14 @@ def _host_group() -> Any:
     return torch.distributed.new_group(backend="gloo")
 
 
+def leave() -> None:
+    """Part from the other processes in good order: a group that is still open at the interpreter's end may abort it."""
+    _host_group.cache_clear()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def say(text: str) -> None:
     """Print for people, once however many processes there are."""
     if PartialState().is_main_process:

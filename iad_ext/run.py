@@ -73,9 +73,11 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
         _fail(4, error)
     except Interrupted as stopped:
         say(f"stopped          {stopped}")
+        processes.leave()
         sys.exit(5)
     except KeyboardInterrupt:
         _fail(130, "forced to stop; the last checkpoint is whole, the same command goes on from it")
+    processes.leave()
 
 
 def _fail(code: int, error: object) -> NoReturn:

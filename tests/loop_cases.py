@@ -3,6 +3,7 @@
 Run as a script by several processes, it trains the task in all of them and leaves what each one got in a folder.
 """
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from iad_ext import attacks, objectives
+from iad_ext import attacks, objectives, processes
 from iad_ext.loop import Engine, TrainingStopped, accelerator_for
 from iad_ext.precision import Precision
 from iad_ext.randomness import stream
@@ -232,7 +233,16 @@ def main(folder):
         engine(objectives.at(), _NaNFor(part=1)).epoch(0, rate=0.05)
     except TrainingStopped as stopped:
         (folder / f"{rank}.stopped").write_text(str(stopped))
+    skipping = engine(objectives.at(), _NaNFor(part=1), non_finite="skip", norm=True)
+    record = skipping.epoch(0, rate=0.05)
+    tensors, numbers = skipping.state(within_epoch=True)
+    kept = {f"{group}/{key}": value.clone() for group, held in tensors.items() for key, value in held.items()}
+    save_file(kept, folder / f"{rank}.skipped.safetensors")
+    (folder / f"{rank}.skipped.json").write_text(
+        json.dumps([record["train/skipped_steps"], numbers["skipped"]])
+    )
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    processes.leave()

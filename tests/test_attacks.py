@@ -310,11 +310,33 @@ def test_a_scaled_loss_survives_fp16_where_a_plain_one_underflows(batch):
             return (images.half().flatten(1) @ (self.weight * sides)).float()
 
     images, labels = batch[0], torch.zeros(6).long()
-    plain, scaled = (
-        PGD(Faint(), steps=1, random_start=False, loss_scale=s)(images, labels) for s in (1e-3, 2.0**14)
-    )
-    assert torch.equal(plain, images)
-    assert (scaled < images)[2:].all()
+    faint, strong = (PGD(Faint(), steps=1, random_start=False, loss_scale=s) for s in (1e-3, 2.0**14))
+    assert torch.equal(faint(images, labels), images)
+    assert (strong(images, labels) < images)[2:].all()
+    # and where a scale does not save them, it is noticed
+    assert faint.stuck.tolist() == [1.0] * 6
+    assert strong.stuck.tolist() == [0.0] * 6
+
+
+def test_the_share_of_steps_without_a_gradient_is_by_image(batch):
+    """A network that looks at no pixel of dark images from the second step on."""
+
+    class Sleepy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.calls = nn.Parameter(torch.rand(3 * 36, 2)), 0
+
+        def forward(self, images):
+            self.calls += 1
+            awake = torch.ones(len(images)) if self.calls == 1 else torch.tensor([1.0, 0, 1, 1, 0, 1])
+            return awake[:, None] * (images.flatten(1) @ self.weight)
+
+    attack = PGD(Sleepy(), steps=4, loss_scale=2.0)
+    attack(batch[0], torch.zeros(6).long())
+    assert attack.stuck.tolist() == [0, 0.75, 0, 0, 0.75, 0]
+    plain = PGD(Sleepy(), steps=4)
+    plain(batch[0], torch.zeros(6).long())
+    assert plain.stuck is None  # not looked for where nothing can underflow
 
 
 # ------------------------------------------------------------------------------------ nothing left behind

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import json
 import re
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from pyautoattack import AutoAttack
+from safetensors import safe_open
+from safetensors.torch import save
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -28,6 +31,7 @@ from iad_ext.evaluation import (
     masking,
 )
 from iad_ext.evaluation.autoattack import Runner, State
+from iad_ext.evaluation.kept import _sum
 from iad_ext.evaluation.measures import BLOCK
 from iad_ext.evaluation.samples import sample
 from iad_ext.evaluation.subject import under_evaluation
@@ -385,6 +389,158 @@ def test_autoattack_goes_on_from_any_batch(trained, test_set):
             interrupted = copy.deepcopy(run(State.start(natural), batches))
             assert interrupted.stage < 4
             assert run(interrupted, batches=None).fell_to.tolist() == whole.fell_to.tolist()
+
+
+# ------------------------------------------------------------------------------------------- broken off
+
+
+class _Enough(Exception):  # noqa: N818 (it is no error)
+    pass
+
+
+EVERYTHING = ("natural", "fgsm", "pgd20", "cw_inf", "aa")
+PIECES = {"batch_size": 16, "eps": EPS, "aa_settings": {"n_iter": 4, "n_queries": 9}}
+
+
+def _counted(network):
+    """Counts the images that are shown to the network."""
+    shown = []
+    network.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
+    return shown
+
+
+def _broken_off(network, test_set, folder, batches, attacks=EVERYTHING):
+    """An evaluation that is broken off after so many batches."""
+    done = 0
+
+    def after_batch():
+        nonlocal done
+        done += 1
+        if done == batches:
+            raise _Enough
+
+    with pytest.raises(_Enough):
+        evaluate(network, *test_set, attacks, **PIECES, state_folder=folder, after_batch=after_batch)
+
+
+def _without_time(result):
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items() if key != "seconds"}
+        if isinstance(value, list):
+            return [plain(inner) for inner in value]
+        return value.tolist() if isinstance(value, torch.Tensor) else value
+
+    return plain(result)
+
+
+@pytest.fixture(scope="module")
+def in_one_go(trained, test_set):
+    return evaluate(trained, *test_set, EVERYTHING, **PIECES)
+
+
+def test_an_evaluation_that_is_broken_off_after_every_batch_gives_the_same_result(
+    trained, test_set, in_one_go, tmp_path
+):
+    """Attack by attack and batch by batch, AutoAttack's stages too."""
+    result, calls = None, 0
+    while result is None:
+        calls += 1
+        try:
+            _broken_off(trained, test_set, tmp_path, batches=1)
+        except pytest.fail.Exception:  # it came to its end without another batch
+            result = evaluate(trained, *test_set, EVERYTHING, **PIECES, state_folder=tmp_path)
+    assert calls > 4 * len(test_set[1]) // 16
+    assert _without_time(result) == _without_time(in_one_go)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.integers(1, 25), max_size=3))
+def test_it_may_be_broken_off_anywhere(trained, test_set, in_one_go, tmp_path_factory, stops):
+    folder = tmp_path_factory.mktemp("state")
+    for batches in stops:
+        with contextlib.suppress(pytest.fail.Exception):
+            _broken_off(trained, test_set, folder, batches)
+    result = evaluate(trained, *test_set, EVERYTHING, **PIECES, state_folder=folder)
+    assert _without_time(result) == _without_time(in_one_go)
+
+
+def test_what_is_known_is_not_measured_again(trained, test_set, tmp_path):
+    network = copy.deepcopy(trained)
+    evaluate(network, *test_set, ("natural", "pgd20"), **PIECES, state_folder=tmp_path)
+    shown = _counted(network)
+    evaluate(network, *test_set, ("natural", "pgd20"), **PIECES, state_folder=tmp_path)
+    looks = sum(shown)  # at the network itself: its outputs, and where its gradient is zero
+    shown.clear()
+    evaluate(network, *test_set, ("natural", "fgsm", "pgd20"), **PIECES, state_folder=tmp_path)
+    assert sum(shown) == looks + 2 * len(test_set[1])  # one step of FGSM, and its verdict
+
+
+@pytest.mark.parametrize("other", ["weights", "images", "labels", "eps", "seed", "batch_size", "aa_settings"])
+def test_another_evaluation_in_the_same_folder_begins_by_itself(trained, test_set, tmp_path, other):
+    images, labels = test_set
+    changed, network = dict(PIECES), copy.deepcopy(trained)
+    attacks = ("natural", "fgsm", "aa")
+    evaluate(network, images, labels, attacks, **PIECES, state_folder=tmp_path)
+    if other == "weights":
+        with torch.no_grad():
+            network[-1].bias[3] += 5.0
+    elif other == "images":
+        images = images.flip(3)
+    elif other == "labels":
+        labels = labels.flip(0)
+    else:
+        budget = {"n_iter": 2, "n_queries": 3}
+        values = {"eps": 0.05, "seed": 7, "batch_size": 20, "aa_settings": budget}
+        changed[other] = values[other]
+    kept = evaluate(network, images, labels, attacks, **changed, state_folder=tmp_path)
+    afresh = evaluate(network, images, labels, attacks, **changed)
+    assert _without_time(kept) == _without_time(afresh)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["empty", "torn", "a bit", "too many", "no flags", "no stage", "another"])
+def test_a_state_that_is_not_whole_is_reported_and_measured_again(
+    trained, test_set, in_one_go, tmp_path, caplog, damage
+):
+    _broken_off(trained, test_set, tmp_path, batches=31)
+    (file,) = tmp_path.glob("*.safetensors")
+    content = file.read_bytes()
+    with safe_open(file, framework="pt") as held:
+        tensors, metadata = {name: held.get_tensor(name) for name in held.keys()}, held.metadata()  # noqa: SIM118
+    if damage == "too many":
+        tensors["passes/natural"] = torch.ones(2, 99999, dtype=torch.uint8)
+    elif damage == "no flags":
+        tensors["passes/natural"] = 7 * tensors["passes/natural"]
+    elif damage == "no stage":
+        metadata["numbers"] = metadata["numbers"].replace('"stage": ', '"stage": 9')
+    elif damage == "another":
+        metadata["key"] = metadata["key"][::-1]
+    damaged = {
+        "empty": b"",
+        "torn": content[: len(content) // 2],
+        "a bit": content[:-3] + bytes([content[-3] ^ 1]) + content[-2:],
+    }
+    metadata.pop("sum")
+    metadata["sum"] = _sum(tensors, **metadata)
+    file.write_bytes(damaged[damage] if damage in damaged else save(tensors, metadata))
+    result = evaluate(trained, *test_set, EVERYTHING, **PIECES, state_folder=tmp_path)
+    assert _without_time(result) == _without_time(in_one_go)
+    assert f"{file} cannot be used" in caplog.text
+    assert "measuring again" in caplog.text
+
+
+def test_accuracy_under_can_be_broken_off(trained, test_set):
+    calls = []
+
+    def after_batch():
+        calls.append(None)
+        if len(calls) == 2:
+            raise _Enough
+
+    with pytest.raises(_Enough):
+        accuracy_under(trained, *test_set, "pgd10", eps=EPS, batch_size=16, after_batch=after_batch)
+    assert len(calls) == 2
 
 
 def test_nothing_right_is_zero_without_an_attack(trained, test_set):

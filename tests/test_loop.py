@@ -1,6 +1,7 @@
 """The engine: an epoch is what a hand-written loop does, however it is divided, interrupted or watched."""
 
 import copy
+import json
 import random
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from loop_cases import BY_HAND, CLASSES, IAD1, RATE, SHARED, Task, engine, figur
 from safetensors.torch import load_file
 from torch import nn
 
-from iad_ext import attacks, checkpoint, objectives
+from iad_ext import attacks, objectives
 from iad_ext.diagnostics import FIGURES
 from iad_ext.loop import TrainingStopped, accelerator_for
 from iad_ext.objectives import ROWS, build
@@ -296,18 +297,6 @@ def test_layers_draw_anew_at_every_step_and_the_same_when_a_step_is_repeated():
 # ------------------------------------------------------------------------------------------- going on
 
 
-def _state(one):
-    """A run's state, through the files that keep it."""
-    return {
-        "student": copy.deepcopy(one.student.state_dict()),
-        "optimizer": {
-            key: value.clone() for key, value in checkpoint.optimizer_tensors(one.optimizer).items()
-        },
-        "numbers": copy.deepcopy(checkpoint.optimizer_numbers(one.optimizer)),
-        "sums": {key: value.clone() for key, value in one.sums.sums.items()},
-    }
-
-
 @pytest.mark.parametrize("stop_at", [(1, 0), (1, 1), (1, 3), (2, 2)])
 def test_a_run_that_goes_on_is_the_run_that_never_stopped(stop_at):
     task, epochs = Task(27), 3
@@ -317,10 +306,10 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(stop_at):
     for epoch in range(epochs):
 
         def keep(done, epoch=epoch):
-            states[epoch, done] = _state(whole)
+            states[epoch, done] = copy.deepcopy(whole.state(within_epoch=True))
 
         if epoch:
-            states[epoch, 0] = _state(whole)
+            states[epoch, 0] = copy.deepcopy(whole.state(within_epoch=False))
         records.append(whole.epoch(epoch, rate=RATE * 0.5**epoch, after_step=keep))
     saved = states[stop_at]
     student = _Dropping()
@@ -328,14 +317,52 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(stop_at):
         for parameter in student.parameters():
             parameter.fill_(9.0)
     again = engine(IAD1, task, student=student)
-    student.load_state_dict(saved["student"])
-    checkpoint.restore_optimizer(again.optimizer, saved["optimizer"], saved["numbers"])
-    again.sums.sums = saved["sums"]
+    tensors, numbers = saved
+    again.restore(tensors, json.loads(json.dumps(numbers)))
     for epoch in range(stop_at[0], epochs):
         first = stop_at[1] if epoch == stop_at[0] else 0
         record = again.epoch(epoch, first_step=first, rate=RATE * 0.5**epoch)
         assert figures_of([record]) == figures_of([records[epoch]])
     assert _equal(student.state_dict(), whole.student.state_dict())
+
+
+def test_an_epoch_that_was_stopped_at_its_end_only_reports():
+    """Nothing is trained, and BatchNorm's statistics are not averaged a second time."""
+    whole = engine(objectives.at(), Task(27), norm=True)
+    record = whole.epoch(0, rate=RATE)
+    again = engine(objectives.at(), Task(27), norm=True)
+    again.restore(*whole.state(within_epoch=True))
+    assert figures_of([again.epoch(0, first_step=4, rate=RATE)]) == figures_of([record])
+    assert _equal(again.student.state_dict(), whole.student.state_dict())
+
+
+def _as_if_saved_by_two(one):
+    """The state of one process, made into that of two with statistics and figures of their own."""
+    tensors, numbers = copy.deepcopy(one.state(within_epoch=True))
+    own = {name: b for name, b in tensors["student"].items() if name.startswith("1.running")}
+    tensors["buffers"] = {f"{k}/{name}": b + k for k in range(2) for name, b in own.items()}
+    tensors["sums"] |= {key.replace("0/", "1/", 1): 2 * held for key, held in tensors["sums"].items()}
+    return tensors, numbers | {"processes": 2}
+
+
+def test_another_number_of_processes_takes_the_mean_of_the_statistics_and_all_the_figures():
+    one = engine(objectives.at(), Task(27), norm=True)
+    one.epoch(0, rate=RATE)
+    again = engine(objectives.at(), Task(27), norm=True)
+    again.restore(*_as_if_saved_by_two(one))
+    for name in ("1.running_mean", "1.running_var"):
+        torch.testing.assert_close(
+            again.student.state_dict()[name], one.student.state_dict()[name] + 0.5, rtol=0, atol=1e-15
+        )
+    assert again.sums.sums.keys() == one.sums.sums.keys()
+    for name, held in one.sums.sums.items():
+        assert torch.equal(again.sums.sums[name], 3 * held)
+
+
+def test_the_state_of_another_network_is_refused():
+    one, other = (engine(objectives.at(), Task(27), norm=norm) for norm in (False, True))
+    with pytest.raises(ValueError, match="the checkpoint is of another network"):
+        other.restore(*one.state(within_epoch=False))
 
 
 def test_after_each_step_its_number_is_told():
@@ -416,6 +443,108 @@ def test_finite_losses_stop_nothing_and_an_earlier_stop_is_forgotten():
     one.student.load_state_dict(before)
     one.optimizer.state.clear()
     assert np.isfinite(one.epoch(1, rate=RATE)["loss/total"])
+
+
+class _PassedOver(Task):
+    """The same task without one step: nobody computes a tail that is too small."""
+
+    def __init__(self, n, at):
+        super().__init__(n)
+        self.at = at
+
+    def batch(self, epoch, step, *, part=0, parts=1):
+        found = super().batch(epoch, step, part=part, parts=parts)
+        found.total = 0 if (epoch, step) == self.at else found.total
+        return found
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("at", [(0, 0), (0, 3), (1, 2)])
+def test_a_skipped_step_never_was(at, accumulation):
+    """Weights, momentum, BatchNorm and figures are those of a run without that step; it is counted."""
+    ran = []
+    for task in (_BadAt(*at, float("nan")), _PassedOver(40, at)):
+        student = network(1, norm=True)
+        one = engine(objectives.at(), task, student=student, accumulation=accumulation, non_finite="skip")
+        records = [one.epoch(epoch, rate=RATE) for epoch in range(2)]
+        ran.append((one.state(within_epoch=False)[0], records))
+    (skipping, records), (without, expected) = ran
+    for group in ("student", "optimizer"):
+        assert _equal(skipping[group], without[group])
+    counts = [record.pop("train/skipped_steps") for record in records]
+    assert counts == [int(epoch == at[0]) for epoch in range(2)]
+    assert [record.pop("train/skipped_steps") for record in expected] == [0, 0]
+    assert figures_of(records) == figures_of(expected)
+
+
+def test_without_a_bad_step_skipping_changes_nothing():
+    stopping, skipping = (
+        engine(IAD1, Task(27), non_finite=non_finite, norm=True) for non_finite in ("stop", "skip")
+    )
+    assert figures_of([stopping.epoch(0, rate=RATE)]) == figures_of([skipping.epoch(0, rate=RATE)])
+    assert _equal(stopping.student.state_dict(), skipping.student.state_dict())
+
+
+class _ExplodingBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        return gradient * float("inf")
+
+
+class _Exploding(nn.Module):
+    """Finite losses; gradients of the weights that are not, from the third update on."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.updates = network(1), 0
+
+    def forward(self, x):
+        if x.requires_grad or not self.training:
+            return self.network(x)
+        self.updates += 1
+        logits = self.network(x)
+        return _ExplodingBackward.apply(logits) if self.updates == 3 else logits
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_too(caplog):
+    student = _Exploding()
+    record = engine(objectives.at(), Task(40), student=student, non_finite="skip").epoch(0, rate=RATE)
+    assert record["train/skipped_steps"] == 1
+    assert "epoch 0, step 2: gradient is not finite; skipped, 1 in this epoch" in caplog.text
+    assert all(parameter.isfinite().all() for parameter in student.parameters())
+
+
+class _AllBad(Task):
+    def batch(self, epoch, step, *, part=0, parts=1):
+        found = super().batch(epoch, step, part=part, parts=parts)
+        found.images = found.images * (float("nan") if step != 3 else 1)
+        return found
+
+
+def test_too_many_in_a_row_stop_the_run():
+    one = engine(objectives.at(), _AllBad(400), non_finite="skip")
+    with pytest.raises(
+        TrainingStopped, match=r"epoch 0, step 23: .*label.* is not finite, as in the 19 steps before"
+    ):
+        one.epoch(0, rate=RATE)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_an_attack_that_underflows_is_reported(caplog, accumulation):
+    """One image of eight has no gradient in half of the attack's steps."""
+
+    def attack(images, labels, noise):
+        attack.stuck = torch.zeros(len(images))
+        attack.stuck[0] = 0.5 * accumulation
+        return images
+
+    one = engine(objectives.at(), Task(32), attack=attack, accumulation=accumulation)
+    assert one.epoch(0, rate=RATE)["attack/zero_gradient"] == pytest.approx(100 * accumulation**2 / 16)
+    assert "it underflows in fp16" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------- precision
@@ -506,3 +635,17 @@ def test_what_one_process_meets_stops_both(two_processes):
     for rank in range(2):
         said = (folder / f"{rank}.stopped").read_text()
         assert said.startswith("epoch 0, step 2: the loss term 'label' is not finite")
+
+
+def test_what_one_process_skips_both_skip(two_processes):
+    """Both go on with the same weights; each with BatchNorm statistics of its own share until the epoch's end."""
+    folder, _ = two_processes
+    first, second = (load_file(folder / f"{rank}.skipped.safetensors") for rank in range(2))
+    assert _equal(first, second)
+    assert all(value.isfinite().all() for value in first.values())
+    assert {key.partition("/")[0] for key in first} == {"student", "optimizer", "buffers", "sums"}
+    for rank in range(2):
+        assert json.loads((folder / f"{rank}.skipped.json").read_text()) == [1, 1]
+        assert torch.equal(first[f"buffers/{rank}/1.running_mean"], first["student/1.running_mean"])
+    images = [float(first[f"sums/{rank}/loss/total"][1]) for rank in range(2)]
+    assert images == [12.0, 12.0]  # three of four batches of eight

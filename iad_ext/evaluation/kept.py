@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ class Kept:
                 "non_finite": state.non_finite,
             }
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._file, save(tensors, {"key": self._key, "numbers": json.dumps(numbers)}))
+        metadata = {"key": self._key, "numbers": json.dumps(numbers)}
+        write_whole(self._file, save(tensors, metadata | {"sum": _sum(tensors, **metadata)}))
         self._written = time.monotonic()
 
     def _read(self, file: Path) -> None:
@@ -73,6 +75,8 @@ class Kept:
             with safe_open(file, framework="pt") as held:
                 metadata = held.metadata()
                 tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (it is no dict)
+            if metadata.pop("sum") != _sum(tensors, **metadata):
+                raise ValueError("it differs from its SHA-256")
             if metadata["key"] != self._key:
                 raise ValueError("it is of another evaluation")
             numbers = json.loads(metadata["numbers"])
@@ -115,6 +119,10 @@ class Kept:
             met_zero_gradients=(int(times), int(most)),
             non_finite=int(numbers["non_finite"]),
         )
+
+
+def _sum(tensors: Mapping[str, Tensor], *, key: str, numbers: str) -> str:
+    return hashlib.sha256(f"{key}\n{numbers}\n{digest(tensors)}".encode()).hexdigest()
 
 
 def key_of(subject: Subject, data: Sample, **settings: object) -> str:
