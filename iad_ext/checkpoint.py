@@ -188,6 +188,21 @@ def optimizer_numbers(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {"param_groups": whole["param_groups"], "state": plain}
 
 
+def optimizer_as_json(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """`optimizer_numbers` as they come back from a file.
+
+    Raises:
+        ValueError: the optimizer holds something that is neither a tensor of its state nor plain data.
+    """
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(optimizer_numbers(optimizer)))
+    except TypeError as error:
+        raise ValueError(
+            f"the optimizer cannot be kept in a checkpoint: {error}; use plain numbers in its groups"
+        ) from error
+    return plain
+
+
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> None:
@@ -198,7 +213,12 @@ def restore_optimizer(
     for key, value in tensors.items():
         index, name = key.split("/", 1)
         state.setdefault(int(index), {})[name] = value
+    groups = optimizer.param_groups
     optimizer.load_state_dict({"state": state, "param_groups": numbers["param_groups"]})
+    # torch makes new groups; whoever made a scheduler may hold the old ones
+    for group, restored in zip(groups, optimizer.param_groups, strict=True):
+        group.update(restored)
+    optimizer.param_groups = groups
 
 
 # ---------------------------------------------------------------------------------------------- run folder

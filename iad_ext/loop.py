@@ -221,8 +221,7 @@ class Engine:
 
     def _update(self, epoch: int, step: int) -> int:
         """One optimizer step on a global batch; returns the batch's size."""
-        # dropout and the like draw from here: a function of where we are, as everything random is
-        torch.manual_seed(stream_seed(self.seed, "layers", epoch, step, self.accelerator.process_index))
+        self._seed_layers(epoch, step)
         self._prepared_optimizer.zero_grad(set_to_none=True)
         parts = self.accelerator.num_processes * self.accumulation
         first = self.accelerator.process_index * self.accumulation
@@ -247,6 +246,10 @@ class Engine:
             self._remember_bad(loss, step)
         self._prepared_optimizer.step()
         return total
+
+    def _seed_layers(self, epoch: int, step: int) -> None:
+        """Dropout and the like draw from here: a function of where we are, as everything random is."""
+        torch.manual_seed(stream_seed(self.seed, "layers", epoch, step, self.accelerator.process_index))
 
     def _backward(
         self, batch: Batch, noise: Images | None, epoch: int
@@ -379,10 +382,13 @@ class Engine:
         Raises:
             ValueError: the weights are of another network.
         """
-        try:
-            self.student.load_state_dict(tensors["student"])
-        except RuntimeError as error:
-            raise ValueError(f"the checkpoint is of another network: {error}") from error
+        here, saved_here = (
+            {k: v.shape for k, v in s.items()} for s in (self.student.state_dict(), tensors["student"])
+        )
+        if here != saved_here:
+            apart = sorted(k for k in {*here, *saved_here} if here.get(k) != saved_here.get(k))
+            raise ValueError(f"the checkpoint is of another network; they differ in {', '.join(apart[:3])} …")
+        self.student.load_state_dict(tensors["student"])
         restore_optimizer(self.optimizer, tensors["optimizer"], numbers["optimizer"])
         if self.accelerator.scaler is not None and numbers["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(dict(numbers["scaler"]))
@@ -399,6 +405,15 @@ class Engine:
             # the figures of another number of processes go on in the first
             if int(k) == rank or (not same and rank == 0):
                 self.sums.sums[name] = self.sums.sums.get(name, 0) + value.to(self.device)
+
+    def draw_again(self, epoch: int, step: int) -> None:
+        """Bring a source that only goes forward to this place, under the random states of the steps before it."""
+        if not getattr(self.source, "in_turn", False):
+            return
+        with self._random_state_kept():
+            for place in range(epoch * len(self.source) + step):
+                self._seed_layers(*divmod(place, len(self.source)))
+                self.source.batch(*divmod(place, len(self.source)))
 
     def _own_buffers(self) -> dict[str, Tensor]:
         return {name: b for name, b in self.student.named_buffers() if b.is_floating_point()}

@@ -8,6 +8,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -30,11 +31,12 @@ from iad_ext.names import known_arguments, refuse_unknown, unknown
 from iad_ext.objectives import ADVERSARIAL_PASSES, Objective
 from iad_ext.precision import Precision
 from iad_ext.processes import World, from_main, state_aside
-from iad_ext.provenance import accelerate_precision
+from iad_ext.provenance import accelerate_precision, digest
 from iad_ext.randomness import stream_seed
 from iad_ext.reliability import predicts
 from iad_ext.step import Attack
 from iad_ext.trainer.foreign_attacks import FromART, check_attack, on_student
+from iad_ext.trainer.keeping import Keeper
 from iad_ext.trainer.pixels import ClipRange, PixelModule, checked_logits, type_of
 from iad_ext.trainer.sources import ArrayBatches, GeneratorBatches, integer_labels
 from iad_ext.types import Images, Labels
@@ -123,9 +125,12 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         batch_size: int = 128,
         nb_epochs: int = 20,
         scheduler: Any = None,
+        *,
+        checkpoint_folder: str | PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
         **kwargs: Any,
     ) -> None:
-        """Train the classifier; every fit starts at epoch 0.
+        """Train the classifier; every fit starts at epoch 0, or goes on where `checkpoint_folder` says it stands.
 
         Args:
             x: training images (n, channels, height, width) within the classifier's `clip_values`. Not modified.
@@ -135,11 +140,17 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             nb_epochs: number of epochs.
             scheduler: anything with a `step()`, called once an epoch. One that watches a metric gets the training
                 loss, or the PGD-10 accuracy in validation where its mode is `max`.
+            checkpoint_folder: keep the fit there after every epoch. The same program, run again after it was killed,
+                goes on from the newest whole checkpoint and ends with the bits of a fit that was not; give model,
+                optimizer, scheduler, data and arguments as the first time. A fit that is done is only read back.
+            checkpoint_every: keep it within epochs too, every so many steps.
             kwargs: none are known; every one is a TypeError.
 
         Raises:
             TypeError: an unknown argument.
-            ValueError: images or labels that cannot be trained on, no optimizer, a scheduler that cannot be stepped.
+            ValueError: images or labels that cannot be trained on, no optimizer, a scheduler that cannot be stepped,
+                a folder that holds another fit.
+            CheckpointError: the folder cannot be written, or another process is fitting in it.
             TrainingStopped: a loss was not finite.
         """
         refuse_unknown("argument of fit", kwargs, _arguments(self.fit))
@@ -148,7 +159,10 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         source = ArrayBatches(
             images, labels, batch_size=batch_size, seed=self._fit_seed(), device=self._device
         )
-        self._train(source, len(labels), nb_epochs, scheduler, validation_data)
+        keeping = _Keeping.asked(
+            checkpoint_folder, checkpoint_every, images=images, labels=labels, batch_size=batch_size
+        )
+        self._train(source, len(labels), nb_epochs, scheduler, validation_data, keeping)
 
     def fit_generator(
         self,
@@ -157,12 +171,15 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         scheduler: Any = None,
         *,
         validation_data: Data | None = None,
+        checkpoint_folder: str | PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
         **kwargs: Any,
     ) -> None:
         """Train the classifier on what an ART data generator gives; arguments as for `fit`.
 
         An epoch is `ceil(generator.size / generator.batch_size)` batches. On several processes the main one's
-        batches are shared out, so that each image is used once.
+        batches are shared out, so that each image is used once. A fit that goes on draws the batches before its
+        place again and passes over them: give a generator that begins as it did.
         """
         refuse_unknown("argument of fit_generator", kwargs, _arguments(self.fit_generator))
         if not isinstance(generator, DataGenerator):
@@ -170,7 +187,14 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         if generator.size is None:
             raise ValueError("the generator's size is None; give it the number of images in an epoch")
         source = GeneratorBatches(generator, check=self._checked, device=self._device)
-        self._train(source, generator.size, nb_epochs, scheduler, validation_data)
+        keeping = _Keeping.asked(
+            checkpoint_folder,
+            checkpoint_every,
+            generator=type(generator).__name__,
+            size=generator.size,
+            batch_size=generator.batch_size,
+        )
+        self._train(source, generator.size, nb_epochs, scheduler, validation_data, keeping)
 
     def predict(self, x: NDArray[Any], **kwargs: Any) -> NDArray[Any]:
         """Return the classifier's prediction for `x`, as its own `predict` does."""
@@ -180,7 +204,13 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------ training
 
     def _train(
-        self, source: Source, images: int, nb_epochs: int, scheduler: Any, validation_data: Data | None
+        self,
+        source: Source,
+        images: int,
+        nb_epochs: int,
+        scheduler: Any,
+        validation_data: Data | None,
+        keeping: "_Keeping | None",
     ) -> None:
         """Check what is left to check, then run the engine; whatever happens, put back what is not the student's."""
         nb_epochs = _whole_number("nb_epochs", nb_epochs, at_least=1)
@@ -197,7 +227,14 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             for teacher in self._teachers.values():
                 stack.enter_context(_as_teacher(teacher, self._device))
             example = self._checked_example(source, student, world)
-            decided = self._decide(student, example, nb_epochs * images, world)
+            keeper = None
+            if keeping is not None:
+                fit = self._what_decides(keeping, objective, nb_epochs, scheduler, validation)
+                keeper = keeping.keeper(fit, main=world.is_main_process)
+                stack.enter_context(keeper.locked())
+            decided = (keeper and keeper.precision) or self._decide(
+                student, example, nb_epochs * images, world
+            )
             accelerator = accelerator_for(decided, cpu=self._device.type == "cpu")
             attack = self._training_attack(student, objective, nb_epochs, decided)
             # all is checked: from here on the student changes
@@ -216,14 +253,50 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
                 teacher=self._teachers.get("teacher"),
                 natural_teacher=self._teachers.get("natural_teacher"),
             )
-            self._fits, self.history = self._fits + 1, []
-            for epoch in range(nb_epochs):
-                record = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]} | engine.epoch(epoch)
+            first_epoch, first_step, self.history = 0, 0, []
+            if keeper is not None:
+                keeper.precision = decided
+                first_epoch, first_step = keeper.restore(engine, step_scheduler)
+                self.history = keeper.history
+            for epoch in range(first_epoch, nb_epochs):
+                record = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}
+                record |= engine.epoch(
+                    epoch,
+                    first_step=first_step if epoch == first_epoch else 0,
+                    after_step=keeper.after_step(engine, epoch) if keeper else None,
+                )
                 if validation is not None:
                     record |= self._validate(student, *validation, engine)
                 step_scheduler(epoch, record)
                 self.history.append(record)
+                if keeper:
+                    keeper.save(engine, epoch + 1, 0)
                 logger.info("%s", _sentence(record, nb_epochs))
+            self._fits += 1
+
+    def _what_decides(
+        self,
+        keeping: "_Keeping",
+        objective: Objective,
+        nb_epochs: int,
+        scheduler: Any,
+        validation: tuple[Images, Labels] | None,
+    ) -> dict[str, Any]:
+        """Everything that a fit's result depends on, as far as it can be told."""
+        return {
+            **keeping.data,
+            "fit": self._fits,
+            "seed": self._seed,
+            "nb_epochs": nb_epochs,
+            "objective": repr(objective),
+            "attack": _plain_settings(self._attack),
+            "eps": self._eps,
+            "optimizer": type(self._classifier.optimizer).__name__,
+            "scheduler": [type(scheduler).__name__, getattr(scheduler, "last_epoch", None)],
+            "precision": self._precision,
+            "teachers": {role: digest(net.state_dict()) for role, net in self._teachers.items()},
+            "validation": None if validation is None else digest(dict(zip("xy", validation, strict=True))),
+        }
 
     def _checked_example(self, source: Source, student: "PixelModule", world: World) -> Images:
         """Look at what student and teachers make of the first batch; return its first images."""
@@ -436,7 +509,48 @@ def _memory_format(
 
 # ---------------------------------------------------------------------------------------------- small matters
 
+
+@dataclass(frozen=True)
+class _Keeping:
+    """That a fit is to be kept, and on what data it is."""
+
+    folder: str | PathLike[str]
+    every: int | None
+    data: Mapping[str, Any]
+
+    @classmethod
+    def asked(cls, folder: str | PathLike[str] | None, every: int | None, **data: Any) -> "_Keeping | None":
+        """Check the two arguments; tensors of the data are known by their digest."""
+        if folder is None:
+            if every is not None:
+                raise ValueError("checkpoint_every needs a checkpoint_folder to keep the fit in")
+            return None
+        if not isinstance(folder, str | PathLike):
+            raise TypeError(f"checkpoint_folder must be a path, got {folder!r}")
+        every = None if every is None else _whole_number("checkpoint_every", every, at_least=1)
+        tensors = {name: value for name, value in data.items() if isinstance(value, Tensor)}
+        others = {name: value for name, value in data.items() if name not in tensors}
+        return cls(folder, every, others | ({"data": digest(tensors)} if tensors else {}))
+
+    def keeper(self, fit: Mapping[str, Any], *, main: bool) -> Keeper:
+        return Keeper(self.folder, every=self.every, fit=fit, main=main)
+
+
 _measurements: dict[tuple[object, ...], Precision] = {}
+
+
+def _plain_settings(attack: object) -> dict[str, Any]:
+    """An attack's class and those of its settings that are plain data."""
+    plain = (
+        {
+            name: value
+            for name, value in vars(attack).items()
+            if not name.startswith("_") and isinstance(value, int | float | str)
+        }
+        if attack is not None
+        else {}
+    )
+    return {"class": type(attack).__name__, **plain}
 
 
 def _measured(student: PixelModule, example: Images) -> Precision:

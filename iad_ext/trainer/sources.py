@@ -63,6 +63,8 @@ class GeneratorBatches:
     A place in the run that was asked for last can be asked for again; the next one draws the next batch.
     """
 
+    in_turn = True
+
     def __init__(
         self,
         generator: DataGenerator,

@@ -1454,8 +1454,12 @@ def test_the_signatures_are_arts():
         "batch_size",
         "nb_epochs",
         "scheduler",
+        "checkpoint_folder",
+        "checkpoint_every",
         "kwargs",
     ]
+    ours = [name for name, parameter in fit.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    assert ours == ["checkpoint_folder", "checkpoint_every"]
     assert (fit["batch_size"].default, fit["nb_epochs"].default) == (128, 20)
     generator = inspect.signature(IntrospectiveAdversarialDistiller.fit_generator).parameters
     assert list(generator)[:4] == ["self", "generator", "nb_epochs", "scheduler"]

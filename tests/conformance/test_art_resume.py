@@ -1,0 +1,322 @@
+"""Fits through the ART door that are killed and go on, compared bit by bit with fits that were not."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from art.attacks.evasion import ProjectedGradientDescent
+from safetensors.torch import load_file
+from test_art_trainer import OnlyGetBatch, classifier, digits, distiller, equal, network, teacher, weights  # noqa: F401
+from timm.scheduler import CosineLRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau
+
+from iad_ext import checkpoint
+from iad_ext.checkpoint import CheckpointError
+from iad_ext.loop import Engine
+
+EPOCHS, BATCH = 3, 16
+
+
+class _Kill(BaseException):
+    pass
+
+
+def student(**settings):
+    return classifier(network(1, norm=True), **settings)
+
+
+def _fit(trainer, data, folder=None, **settings):
+    x, y, x_val, y_val = data
+    arguments = {"batch_size": BATCH, "nb_epochs": EPOCHS, "validation_data": (x_val[:32], y_val[:32])}
+    kept = {} if folder is None else {"checkpoint_folder": folder, "checkpoint_every": 2}
+    trainer.fit(x[:80], y[:80], **(arguments | kept | settings))
+
+
+def _die_after(updates):
+    """Training that ends without warning after so many updates."""
+    real, done = Engine._update, []
+
+    def update(engine, epoch, step):
+        if len(done) == updates:
+            raise _Kill
+        done.append((epoch, step))
+        return real(engine, epoch, step)
+
+    return update
+
+
+def _figures(trainer):
+    return [
+        {key: value for key, value in record.items() if not key.startswith(("time/", "memory/"))}
+        for record in trainer.history
+    ]
+
+
+def _momentum(trainer):
+    return checkpoint.optimizer_tensors(trainer.get_classifier().optimizer)
+
+
+def _same(one, other):
+    assert equal(weights(one), weights(other))
+    assert equal(_momentum(one), _momentum(other))
+    assert _figures(one) == _figures(other)
+    assert (
+        one.get_classifier().optimizer.param_groups[0]["lr"]
+        == other.get_classifier().optimizer.param_groups[0]["lr"]
+    )
+
+
+@pytest.mark.parametrize("updates", [1, 3, 5, 7, 10, 14])
+def test_a_fit_that_is_killed_goes_on_to_the_same_bits(digits, teacher, tmp_path, monkeypatch, updates):  # noqa: F811
+    """Before the first checkpoint, within the first epoch, at its end, later, and before the last update."""
+    whole = distiller(student(), teacher, objective_settings={"warmup_epochs": 1})
+    _fit(whole, digits)
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_update", _die_after(updates))
+        with pytest.raises(_Kill):
+            _fit(
+                distiller(student(), teacher, objective_settings={"warmup_epochs": 1}),
+                digits,
+                tmp_path / "fit",
+            )
+    again = distiller(student(), teacher, objective_settings={"warmup_epochs": 1})
+    _fit(again, digits, tmp_path / "fit")
+    _same(again, whole)
+
+
+SCHEDULERS = {
+    "multi step": lambda optimizer: MultiStepLR(optimizer, [1, 2], gamma=0.3),
+    "cosine": lambda optimizer: CosineAnnealingLR(optimizer, 5),
+    "one cycle": lambda optimizer: OneCycleLR(optimizer, 0.5, total_steps=4),
+    "plateau": lambda optimizer: ReduceLROnPlateau(optimizer, patience=0, threshold=10.0),
+    "timm": lambda optimizer: CosineLRScheduler(optimizer, t_initial=4, warmup_t=2),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_any_scheduler_goes_on(digits, teacher, tmp_path, monkeypatch, name):  # noqa: F811
+    def begin():
+        own = student()
+        return distiller(own, teacher), SCHEDULERS[name](own.optimizer)
+
+    whole, scheduler = begin()
+    _fit(whole, digits, scheduler=scheduler)
+    rates = [record["lr"] for record in whole.history]
+    assert len(set(rates)) > 1
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_update", _die_after(12))
+        trainer, scheduler = begin()
+        with pytest.raises(_Kill):
+            _fit(trainer, digits, tmp_path, scheduler=scheduler)
+    again, scheduler = begin()
+    _fit(again, digits, tmp_path, scheduler=scheduler)
+    _same(again, whole)
+
+
+def test_a_generator_that_begins_as_it_did_goes_on(digits, teacher, tmp_path, monkeypatch):  # noqa: F811
+    x, y, *_ = digits
+
+    def run(folder=None):
+        trainer = distiller(student(), teacher)
+        kept = {} if folder is None else {"checkpoint_folder": folder, "checkpoint_every": 1}
+        trainer.fit_generator(OnlyGetBatch(x[:72], y[:72], size=40), nb_epochs=EPOCHS, **kept)
+        return trainer
+
+    whole = run()
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_update", _die_after(5))
+        with pytest.raises(_Kill):
+            run(tmp_path)
+    _same(run(tmp_path), whole)
+
+
+def test_a_foreign_attack_goes_on(digits, teacher, tmp_path, monkeypatch):  # noqa: F811
+    """ART's own PGD draws from NumPy's global state, which is a function of the place in the run."""
+
+    def run(folder=None):
+        own = student()
+        attack = ProjectedGradientDescent(
+            own, eps=0.1, eps_step=0.05, max_iter=2, num_random_init=1, verbose=False
+        )
+        trainer = distiller(own, teacher, attack)
+        _fit(trainer, digits, folder, nb_epochs=2)
+        return trainer
+
+    whole = run()
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_update", _die_after(7))
+        with pytest.raises(_Kill):
+            run(tmp_path)
+    np.random.rand(3)
+    _same(run(tmp_path), whole)
+
+
+def test_a_fit_that_is_done_is_only_read_back(digits, teacher, tmp_path, monkeypatch):  # noqa: F811
+    first = distiller(student(), teacher)
+    _fit(first, digits, tmp_path)
+    monkeypatch.setattr(Engine, "_update", _die_after(0))
+    again = distiller(student(), teacher)
+    _fit(again, digits, tmp_path)
+    _same(again, first)
+
+
+def test_the_precision_is_the_one_it_was_begun_in(digits, teacher, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_update", _die_after(5))
+        with pytest.raises(_Kill):
+            _fit(distiller(student(), teacher), digits, tmp_path)
+    whole = distiller(student(), teacher, precision="bf16")
+    _fit(whole, digits)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    again = distiller(student(), teacher)
+    _fit(again, digits, tmp_path)
+    _same(again, whole)
+
+
+# ------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fit": {"batch_size": 8}}, "  batch_size: 16 before, 8 now"),
+        ({"fit": {"nb_epochs": 4}}, "  nb_epochs: 3 before, 4 now"),
+        ({"fit": {"validation_data": None}}, "  validation: "),
+        ({"door": {"seed": 5}}, "  seed: 0 before, 5 now"),
+        ({"door": {"eps": 0.2}}, "  eps: "),
+        ({"door": {"objective": "ard"}}, "  objective: "),
+        ({"images": 3}, "  data: "),
+        ({"teacher": 8}, "  teachers: "),
+    ],
+)
+def test_another_fit_is_refused_with_the_difference(digits, teacher, tmp_path, change, said):  # noqa: F811
+    _fit(distiller(student(), teacher), digits, tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    x, *rest = digits
+    x = np.roll(x, change.get("images", 0), axis=3)
+    guide = network(change["teacher"]) if "teacher" in change else teacher
+    other = distiller(student(), guide, **change.get("door", {}))
+    before = weights(other)
+    with pytest.raises(ValueError, match="holds another fit") as refused:
+        _fit(other, (x, *rest), tmp_path, **change.get("fit", {}))
+    assert said in str(refused.value)
+    assert equal(before, weights(other))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_a_second_fit_needs_a_folder_of_its_own(digits, teacher, tmp_path):  # noqa: F811
+    trainer = distiller(student(), teacher)
+    _fit(trainer, digits, tmp_path)
+    with pytest.raises(ValueError, match="fit: 0 before, 1 now"):
+        _fit(trainer, digits, tmp_path)
+
+
+def test_an_optimizer_or_a_scheduler_that_is_not_as_it_was_is_refused(digits, teacher, tmp_path):  # noqa: F811
+    _fit(distiller(student(), teacher), digits, tmp_path)
+    with pytest.raises(ValueError, match=r"lr 0.1 before, 0.2 now"):
+        _fit(distiller(student(lr=0.2), teacher), digits, tmp_path)
+    fresh, own = student(), student()
+    _fit(distiller(fresh, teacher), digits, tmp_path / "other", scheduler=MultiStepLR(fresh.optimizer, [1]))
+    used = MultiStepLR(own.optimizer, [1])
+    own.optimizer.step()
+    used.step()
+    with pytest.raises(
+        ValueError, match=re.escape("scheduler: ['MultiStepLR', 0] before, ['MultiStepLR', 1] now")
+    ):
+        _fit(distiller(own, teacher), digits, tmp_path / "other", scheduler=used)
+
+
+def test_another_network_is_refused(digits, teacher, tmp_path):  # noqa: F811
+    _fit(distiller(student(), teacher), digits, tmp_path)
+    with pytest.raises(ValueError, match="the checkpoint is of another network"):
+        _fit(distiller(classifier(network(1)), teacher), digits, tmp_path)
+
+
+def test_bad_checkpoint_arguments(digits, teacher, tmp_path):  # noqa: F811
+    x, y, *_ = digits
+    trainer = distiller(student(), teacher)
+    before = weights(trainer)
+    for arguments, error, said in (
+        ({"checkpoint_every": 3}, ValueError, "checkpoint_every needs a checkpoint_folder"),
+        ({"checkpoint_folder": 3}, TypeError, "checkpoint_folder must be a path, got 3"),
+        (
+            {"checkpoint_folder": tmp_path, "checkpoint_every": 0},
+            ValueError,
+            "checkpoint_every must be an integer",
+        ),
+        ({"checkpoint_foldr": tmp_path}, TypeError, "did you mean 'checkpoint_folder'"),
+    ):
+        with pytest.raises(error, match=said):
+            trainer.fit(x[:32], y[:32], nb_epochs=1, **arguments)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write to the run folder"):
+        trainer.fit(x[:32], y[:32], nb_epochs=1, checkpoint_folder=tmp_path / "file")
+    with (
+        checkpoint.locked(tmp_path / "busy"),
+        pytest.raises(CheckpointError, match="another process is running in"),
+    ):
+        trainer.fit(x[:32], y[:32], nb_epochs=1, checkpoint_folder=tmp_path / "busy")
+    assert equal(before, weights(trainer))
+
+
+def test_a_torn_newest_checkpoint_only_costs_time(digits, teacher, tmp_path, caplog):  # noqa: F811
+    whole = distiller(student(), teacher)
+    _fit(whole, digits, tmp_path)
+    newest = sorted(path for path in tmp_path.iterdir() if path.is_dir())[-1]
+    (newest / "student.safetensors").write_bytes(b"torn")
+    again = distiller(student(), teacher)
+    _fit(again, digits, tmp_path)
+    assert "trying the one before" in caplog.text
+    _same(again, whole)
+
+
+# ------------------------------------------------------------------------------------------- a real process
+
+
+SCRIPT = """
+    import sys, numpy as np, torch
+    from art.estimators.classification import PyTorchClassifier
+    from safetensors.torch import save_file
+    from sklearn.datasets import load_digits
+    from torch import nn
+    from iad_ext import IntrospectiveAdversarialDistiller
+
+    torch.set_num_threads(1)
+    scans = load_digits()
+    x, y = (scans.images / 16).astype(np.float32)[:256, None], scans.target[:256]
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    student = PyTorchClassifier(
+        module, nn.CrossEntropyLoss(), (1, 8, 8), 10,
+        optimizer=torch.optim.SGD(module.parameters(), 0.05, momentum=0.9), clip_values=(0, 1), device_type="cpu",
+    )
+    trainer = IntrospectiveAdversarialDistiller(student, objective="at", precision="fp32")
+    trainer.fit(x, y, batch_size=16, nb_epochs=4, checkpoint_folder=sys.argv[1], checkpoint_every=3)
+    save_file(module.state_dict(), sys.argv[2])
+"""
+
+
+def test_a_killed_program_run_again_ends_with_the_same_bits(tmp_path):
+    script = tmp_path / "pipeline.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def command(folder, out):
+        return [sys.executable, str(script), str(tmp_path / folder), str(tmp_path / out)]
+
+    subprocess.run(command("whole", "whole.safetensors"), check=True, env=environment, timeout=120)
+    with subprocess.Popen(command("killed", "killed.safetensors"), env=environment) as process:
+        while not list((tmp_path / "killed").glob("epoch0001-step00000[369]")):
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed.safetensors").exists()
+    subprocess.run(command("killed", "killed.safetensors"), check=True, env=environment, timeout=120)
+    one, other = (load_file(tmp_path / f"{name}.safetensors") for name in ("killed", "whole"))
+    assert equal(one, other)
