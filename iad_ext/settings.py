@@ -222,6 +222,8 @@ class Settings:
     """The teacher's name in timm's registry, where a bare checkpoint does not say it."""
     natural_teacher_architecture: str | None = None
     """The natural teacher's, likewise."""
+    require_revision: bool = False
+    """Refuse data and teachers of the hub without a full commit; IAD_EXT_REQUIRE_REVISION=1 does so too."""
     precision: Precision = "auto"
     """Arithmetic of the passes; auto takes what a measurement finds fastest here, and says so."""
     out: Path | None = None
