@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 import yaml
 
+from iad_ext.files import parse_yaml
 from iad_ext.names import unknown
 from iad_ext.objectives import ROWS
 
@@ -415,14 +416,14 @@ def to_yaml(settings: Settings) -> str:
 
 
 def from_yaml(text: str) -> Settings:
-    """Read what `to_yaml` wrote. Tags and unknown names are refused.
+    """Read what `to_yaml` wrote. Tags, aliases and unknown names are refused.
 
     Raises:
         ValueError: it is no such YAML.
     """
     try:
-        nested = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        nested = parse_yaml(text)
+    except ValueError as error:
         raise ValueError(f"not the settings of a run: {error}") from None
     if not isinstance(nested, dict):
         raise ValueError(f"settings are a YAML mapping, got {type(nested).__name__}")
