@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iad_ext.files import sync_folder, write_text
+from iad_ext.files import read_json, refuse_outside, sync_folder, write_text
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +116,11 @@ def load(folder: Path) -> Checkpoint:
         CheckpointError: a file is missing, extra, or differs from the manifest's sum.
     """
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for path in folder.iterdir():
+            refuse_outside(path, folder)
+        files = read_json(folder / MANIFEST)
         _check_files(folder, files)
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "state.json")
         tensors = {
             name.removesuffix(".safetensors"): load_file(folder / name)
             for name in files
