@@ -168,8 +168,9 @@ def zip_of(*entries):
         encoded, where = name.encode(), len(body)
         sizes = struct.pack("<QQ", claimed, len(content) if content is not None else first[1])
         extra = struct.pack("<HH", 1, 16) + sizes
+        check = zlib.crc32(content) if content and not method else 0
         common = struct.pack(
-            "<HHHHHIIIHH", 45, 0, method, 0, 0, 0, 0xFFFFFFFF, 0xFFFFFFFF, len(encoded), len(extra)
+            "<HHHHHIIIHH", 45, 0, method, 0, 0, check, 0xFFFFFFFF, 0xFFFFFFFF, len(encoded), len(extra)
         )
         if content is None:
             where = first[0]
@@ -201,8 +202,8 @@ class Made:
         return torch.FloatTensor, self.size
 
 
-def claiming_storage(elements):
-    """The format before 1.6, where a pickle says how large a storage is before its bytes come."""
+def pickled_weight(elements):
+    """What PyTorch pickles for {"w": a vector of so many numbers}; the numbers themselves lie elsewhere."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value):
@@ -214,12 +215,43 @@ def claiming_storage(elements):
             return torch._utils._rebuild_tensor_v2, arguments
 
     stream = io.BytesIO()
+    Pickler(stream, protocol=2).dump({"w": Tensor()})
+    return stream.getvalue()
+
+
+def claiming_storage(elements):
+    """The format before 1.6, where a pickle says how large a storage is before its bytes come."""
+    stream = io.BytesIO()
     for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
         pickle.dump(value, stream, protocol=2)
-    Pickler(stream, protocol=2).dump({"w": Tensor()})
+    stream.write(pickled_weight(elements))
     pickle.dump(["0"], stream, protocol=2)
     stream.write(struct.pack("<q", elements) + bytes(64))
     return stream.getvalue()
+
+
+def doubling(times, *, codec=b"hex", short=False):
+    """A pickle of one letter, written in hexadecimal, that in hexadecimal, and so on: 2 ** times bytes."""
+
+    def text(value):
+        return b"X" + struct.pack("<I", len(value)) + value
+
+    content = b"c_codecs\nencode\n(" + text(b"a") + text(b"latin1") + b"tR"
+    named = b"U" + bytes([len(codec)]) + codec if short else text(codec)
+    for _ in range(times):
+        content = b"c_codecs\nencode\n(" + content + named + b"tR"
+    return b"\x80\x02" + content + b"."
+
+
+def of_today(content):
+    return zip_of(("a/data.pkl", 0, content, len(content)), ("a/version", 0, b"3\n", 2))
+
+
+def legacy(content):
+    head = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    return (
+        b"".join(pickle.dumps(value, protocol=2) for value in head) + content + pickle.dumps([], protocol=2)
+    )
 
 
 def saved(value):
@@ -234,7 +266,9 @@ def endless():
 
 BOMBS = {
     "deflated.pt": lambda: zip_of(
-        ("a/data.pkl", 0, pickle.dumps({}), 6), ("a/data/0", 8, zeros(8192), 8 * GIB)
+        ("a/data.pkl", 0, pickled_weight(2**31), len(pickled_weight(2**31))),
+        ("a/version", 0, b"3\n", 2),
+        ("a/data/0", 8, zeros(8192), 8 * GIB),
     ),
     "pickle.pt": lambda: zip_of(("a/data.pkl", 8, zeros(4096), 4 * GIB), ("a/version", 0, b"3\n", 2)),
     "modest.pt": lambda: zip_of(("a/data.pkl", 8, zeros(4096), 100), ("a/version", 0, b"3\n", 2)),
@@ -247,6 +281,10 @@ BOMBS = {
     "made.pt": lambda: saved({"w": Made(2**33)}),
     "made-modest.pt": lambda: saved({"w": Made(2**26)}),
     "storage.pt": lambda: claiming_storage(2**33),
+    "doubling.pt": lambda: of_today(doubling(34)),
+    "doubling-alias.pt": lambda: of_today(doubling(34, codec=b"Base-64")),
+    "doubling-short.pt": lambda: of_today(doubling(34, short=True)),
+    "doubling-legacy.pth": lambda: legacy(doubling(34)),
     "endless.pt": lambda: saved(endless()),
 }
 
@@ -303,6 +341,19 @@ def test_a_bomb_is_refused_at_once_and_in_little_memory(outcomes, name):
 @pytest.mark.parametrize("name", ["deflated.pt", "pickle.pt", "claims.pt", "overlap.pt"])
 def test_the_sizes_that_a_zip_claims_are_told(outcomes, name):
     assert "PyTorch writes no compressed files" in outcomes[name]["said"]
+
+
+def test_text_that_grows_while_it_is_read_is_named(outcomes):
+    for name in ("doubling.pt", "doubling-short.pt", "doubling-legacy.pth"):
+        assert "grow while they are read (hex)" in outcomes[name]["said"]
+    assert "grow while they are read (Base-64)" in outcomes["doubling-alias.pt"]["said"]
+
+
+def test_bytes_in_a_checkpoint_and_names_of_codecs_are_no_bomb(tmp_path, network):
+    torch.save({"state_dict": network.state_dict(), "hex": 1}, tmp_path / "hex.pt")
+    torch.save({"state_dict": network.state_dict(), "rng": b"\x00\xff"}, tmp_path / "bytes.pt")
+    for file in ("hex.pt", "bytes.pt"):
+        assert load_network(tmp_path / file, "cifar_resnet8", 7).num_classes == 7
 
 
 def test_the_tensor_that_claims_too_much_is_named(outcomes):

@@ -5,8 +5,13 @@ wraps them in, `load_state` puts it into a network or says what does not fit, an
 of this package that it would fit.
 """
 
+import codecs
+import contextlib
+import io
 import logging
+import mmap
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
@@ -109,17 +114,28 @@ def _read_torch(path: Path) -> Any:
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Refuse a zip that unpacks to more than itself, before anything is unpacked: PyTorch compresses nothing."""
+    """Refuse a file that is small to hold and huge to read, before any of it is unpacked or unpickled."""
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # where PyTorch, too, takes a file for a zip
-            return
+        is_zip = file.read(4) == b"PK\x03\x04"  # as PyTorch, too, tells
+    if not is_zip:
+        if path.stat().st_size:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                _refuse_growing(content, path)
+        return
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            _refuse_inflating(archive.infolist(), path)
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    _refuse_growing(archive.read(name), path)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OverflowError) as error:
         raise ValueError(
             f"expected a PyTorch checkpoint, but {path} cannot be read ({error}); copy it again"
         ) from error
+
+
+def _refuse_inflating(entries: list[zipfile.ZipInfo], path: Path) -> None:
+    """Refuse entries that unpack to more than the file: PyTorch compresses nothing."""
     size, declared = path.stat().st_size, sum(entry.file_size for entry in entries)
     packed = [
         entry.filename for entry in entries if entry.compress_type or entry.compress_size != entry.file_size
@@ -129,6 +145,38 @@ def _refuse_bomb(path: Path) -> None:
             f"refused to load {path}: its {size} bytes unpack to {declared}, and PyTorch writes no compressed files"
             f"{f' ({_few(packed)})' if packed else ''}; save the weights again with torch.save, or as safetensors"
         )
+
+
+def _refuse_growing(content: bytes | mmap.mmap, path: Path) -> None:
+    """Refuse a pickle that encodes bytes as text again and again.
+
+    Weights-only reading allows the function that pickled bytes need, with any codec. In hexadecimal bytes double: a
+    kilobyte of such calls fills all memory.
+    """
+    if content.find(b"_codecs") < 0:
+        return
+    stream: Any = io.BytesIO(content) if isinstance(content, bytes) else content
+    texts: set[str] = set()
+    # what is no pickle ends the search; torch says what is wrong with the file, if anything is
+    with contextlib.suppress(Exception):
+        for _ in range(5):  # a file of the format before 1.6 begins with so many pickles
+            texts.update(
+                argument for _, argument, _ in pickletools.genops(stream) if isinstance(argument, str)
+            )
+    growing = sorted(filter(_encodes_bytes, texts))
+    if growing:
+        raise ValueError(
+            f"refused to load {path}: it holds bytes that grow while they are read ({_few(growing)}); save the weights "
+            "alone: torch.save(network.state_dict(), file), or safetensors"
+        )
+
+
+def _encodes_bytes(codec: str) -> bool:
+    """Whether `codec` is one of those from bytes to bytes, under any of its names."""
+    try:
+        return not codecs.lookup(codec)._is_text_encoding
+    except (LookupError, ValueError):
+        return False
 
 
 def _refuse_unreal(state: State, path: Path) -> None:
