@@ -27,10 +27,11 @@ test-torchattacks: $(READY) ## the attacks' tests against the other supported to
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/torchattacks-3.5.1 torchattacks==3.5.1
 	IAD_EXT_TORCHATTACKS_PATH=build/torchattacks-3.5.1 $(BIN)/python -m pytest -q tests/test_attacks.py tests/test_step.py
 
-lint: $(READY) ## style, and who may import whom
+lint: $(READY) ## style, who may import whom, and no dependency with known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/check_floors.py
 
 types: $(READY) ## mypy, strict
 	$(BIN)/mypy

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from iad_ext import settings as settings_
-from iad_ext.backbones import load_network, num_classes_of
+from iad_ext.backbones import hub_source, load_network, num_classes_of
 from iad_ext.data import Splits
 from iad_ext.plan import NAMED_TEACHERS, Plan, data_folder, load_data
 from iad_ext.provenance import digest
@@ -47,12 +47,18 @@ class Assets:
         networks: dict[str, nn.Module | None] = {}
         for role, source in found.items():
             architecture = getattr(settings, f"{role}_architecture")
-            networks[role] = _load_teacher(role, source, architecture, splits, device) if source else None
+            networks[role] = (
+                _load_teacher(role, source, architecture, splits, device, settings.require_revision)
+                if source
+                else None
+            )
+        loaded = {role: network for role, network in networks.items() if network is not None}
         return cls(
             splits,
             **networks,
-            sources={role: source for role, source in found.items() if source},
-            digests={role: digest(net.state_dict()) for role, net in networks.items() if net is not None},
+            # a teacher of the hub by its commit, also where a branch was asked for
+            sources={role: hub_source(network) or str(found[role]) for role, network in loaded.items()},
+            digests={role: digest(network.state_dict()) for role, network in loaded.items()},
         )
 
 
@@ -87,10 +93,18 @@ def _find_teacher(settings: Settings, role: str, asked: str | None) -> str:
 
 
 def _load_teacher(
-    role: str, source: str, architecture: str | None, splits: Splits, device: torch.device
+    role: str,
+    source: str,
+    architecture: str | None,
+    splits: Splits,
+    device: torch.device,
+    require_revision: bool,
 ) -> nn.Module:
     network = load_network(
-        source, architecture=architecture, num_classes=splits.num_classes if architecture else None
+        source,
+        architecture=architecture,
+        num_classes=splits.num_classes if architecture else None,
+        require_revision=require_revision,
     )
     classes = num_classes_of(network)
     if classes != splits.num_classes:

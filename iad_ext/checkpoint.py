@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iad_ext.files import sync_folder, write_text
+from iad_ext.files import read_json, refuse_outside, sync_folder, write_text
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +116,11 @@ def load(folder: Path) -> Checkpoint:
         CheckpointError: a file is missing, extra, or differs from the manifest's sum.
     """
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for path in folder.iterdir():
+            refuse_outside(path, folder)
+        files = read_json(folder / MANIFEST)
         _check_files(folder, files)
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "state.json")
         tensors = {
             name.removesuffix(".safetensors"): load_file(folder / name)
             for name in files
@@ -206,12 +208,19 @@ def optimizer_as_json(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> None:
-    """Put back what `optimizer_tensors` and `optimizer_numbers` returned."""
+    """Put back what `optimizer_tensors` and `optimizer_numbers` returned.
+
+    Raises:
+        ValueError: it is the state of other parameters.
+    """
+    shapes = dict(enumerate(p.shape for group in optimizer.param_groups for p in group["params"]))
     state: dict[int, dict[str, Any]] = {
         int(index): dict(values) for index, values in numbers["state"].items()
     }
     for key, value in tensors.items():
         index, name = key.split("/", 1)
+        if value.ndim and shapes.get(int(index)) != value.shape:
+            raise ValueError(f"the optimizer's state {key} of {tuple(value.shape)} is of another parameter")
         state.setdefault(int(index), {})[name] = value
     groups = optimizer.param_groups
     optimizer.load_state_dict({"state": state, "param_groups": numbers["param_groups"]})

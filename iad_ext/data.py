@@ -5,21 +5,30 @@ nor the machine has a say, so every run on a data set trains, selects and tests 
 """
 
 import hashlib
+import io
+import os
+import pickle
 import re
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn, TypeAlias, get_args
+from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
 import datasets
+import huggingface_hub.constants
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
+import PIL.ImageOps
 import torch
 from torch import Tensor
 
+from iad_ext.files import parse_yaml, refuse_outside
 from iad_ext.names import unknown
 from iad_ext.randomness import stream
+from iad_ext.revisions import refuse_unpinned
 from iad_ext.types import Images, Labels, RawImages
 
 Selection: TypeAlias = Literal["holdout", "test"]
@@ -45,6 +54,10 @@ KNOWN: Mapping[str, _Known] = {
     "tiny-imagenet": _Known("zh-plus/tiny-imagenet", "image", "label", "valid", "JPEG"),
     "digits": _Known("scikit-learn's load_digits", "image", "label", "test", None),
 }
+# what images are stored as; Pillow would also take formats that it hands to other programs
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# where `datasets` looks for what a folder says of itself
+CARDS = ("README.md", ".huggingface.yaml")
 TEST_SPLITS = ("test", "valid", "validation")
 HOLDOUT_RULE = "the first min(holdout, n_train // 10) images of stratified_order(labels, 'holdout')"
 
@@ -188,6 +201,7 @@ def load_splits(
     *,
     path: str | Path | None = None,
     revision: str | None = None,
+    require_revision: bool = False,
     selection: Selection = "holdout",
     holdout: int = 1000,
     limit_train: int | None = None,
@@ -212,6 +226,8 @@ def load_splits(
             `path`, any name.
         path: folder that `datasets.load_dataset` reads; without it the hub or its local cache is asked.
         revision: the hub's branch, tag or commit, to pin a data set.
+        require_revision: refuse a data set of the hub without a full commit as `revision`; the environment variable
+            `IAD_EXT_REQUIRE_REVISION=1` asks for the same.
         selection: `holdout` or `test`.
         holdout: at most so many images are held out, ≥ 1.
         limit_train: at most so many images to train on, ≥ 1.
@@ -227,7 +243,7 @@ def load_splits(
     """
     _check_arguments(selection, holdout=holdout, limit_train=limit_train, limit_test=limit_test)
     known = KNOWN.get(name)
-    stored, origin = _fetch(name, path, revision)
+    stored, origin = _fetch(name, path, revision, require_revision)
     train, test = _parts(stored, known, image_column, label_column)
     classes, train_labels, test_labels = _labels(train, test)
     aside = holdout if selection == "holdout" else 0
@@ -239,7 +255,7 @@ def load_splits(
         wanted["validation"] = train, held, train_labels
     images, formats = {}, Counter[str]()
     for use, (part, rows, labels) in wanted.items():
-        decoded, found = _decode(part, rows)
+        decoded, found = _decode(part, rows, origin["path"])
         images[use] = ImageSet(decoded, labels[rows], classes)
         formats += found
     images.setdefault("validation", images["test"])
@@ -270,12 +286,16 @@ def _check_arguments(selection: str, **counts: int | None) -> None:
 
 
 def locate(
-    name: str, path: str | Path | None = None, revision: str | None = None
+    name: str,
+    path: str | Path | None = None,
+    revision: str | None = None,
+    *,
+    require_revision: bool = False,
 ) -> tuple[Literal["folder", "scikit-learn", "hub"], str]:
     """Say where a data set's files are, without reading them: a folder, scikit-learn's digits, or a hub id.
 
     Raises:
-        ValueError: there is no data set of that name, or it has no revisions.
+        ValueError: there is no data set of that name, it has no revisions, or none was given that is required.
         FileNotFoundError: there is no such folder.
     """
     if path is None and name not in KNOWN and Path(name).is_dir():
@@ -293,14 +313,21 @@ def locate(
         if "/" in name:
             raise FileNotFoundError(f"{name!r} is neither a folder nor a hub id (OWNER/NAME)")
         raise ValueError(unknown("data set", name, KNOWN) + "; or a hub id (OWNER/NAME), or a local folder")
-    return "hub", KNOWN[name].hub_id if name in KNOWN else name
+    where = KNOWN[name].hub_id if name in KNOWN else name
+    refuse_unpinned(
+        f"--data.revision COMMIT for {where}", revision, address=f"datasets/{where}", require=require_revision
+    )
+    return "hub", where
 
 
-def _fetch(name: str, path: str | Path | None, revision: str | None) -> tuple[_Stored, dict[str, object]]:
+def _fetch(
+    name: str, path: str | Path | None, revision: str | None, require_revision: bool
+) -> tuple[_Stored, dict[str, Any]]:
     """The stored splits, and the part of the provenance that says where they come from."""
-    source, where = locate(name, path, revision)
-    origin: dict[str, object] = {"source": source, "id": where, "path": None, "revision": None}
+    source, where = locate(name, path, revision, require_revision=require_revision)
+    origin: dict[str, Any] = {"source": source, "id": where, "path": None, "revision": None}
     if source == "folder":
+        _refuse_leading_outside(Path(where))
         return _load(where), origin | {"id": None, "path": str(Path(where).resolve())}
     if source == "scikit-learn":
         return _digits(), origin
@@ -308,12 +335,53 @@ def _fetch(name: str, path: str | Path | None, revision: str | None) -> tuple[_S
     return stored, origin | {"revision": _commit(stored) or revision}
 
 
+def _refuse_leading_outside(folder: Path) -> None:
+    """Refuse a folder of which links or its own description lead to files elsewhere, on this machine or another."""
+    for root, directories, files in os.walk(folder):
+        for entry in map(Path(root).joinpath, directories + files):
+            if entry.is_symlink():
+                refuse_outside(entry, folder)
+    for card in CARDS:
+        if not (folder / card).is_file():
+            continue
+        text = (folder / card).read_text(encoding="utf-8", errors="replace")
+        try:
+            described = parse_yaml(_front_matter(text) if card.endswith(".md") else text)
+        except ValueError as error:
+            raise ValueError(f"{folder / card} cannot be read: {error}; mend or remove it") from error
+        configs = described.get("configs") if isinstance(described, dict) else None
+        for address in _texts(configs):
+            if "://" in address or "::" in address or address.startswith(("/", "~", "\\")) or ".." in address:
+                raise ValueError(
+                    f"{folder / card} names files outside the folder: {address[:200]!r}; name only files in it"
+                )
+
+
+def _front_matter(text: str) -> str:
+    """The YAML between the first two lines of three dashes; nothing where the text does not begin with it."""
+    lines = text.splitlines()
+    if not lines or lines[0] != "---" or "---" not in lines[1:]:
+        return ""
+    return "\n".join(lines[1 : lines.index("---", 1)])
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in nested lists and dictionaries."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
 def _load(where: str, revision: str | None = None) -> _Stored:
     try:
         stored: _Stored = datasets.load_dataset(where, revision=revision)
         return stored
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # broken files can raise anything
         reason = f"{error}" if error.__cause__ is None else f"{error} ({error.__cause__})"
+        if isinstance(error, pickle.UnpicklingError):  # of which the text tells how to run the code after all
+            reason = "it holds pickled objects, which could run any code"
         if Path(where).is_dir():
             advice = "it must hold files that datasets.load_dataset reads, such as parquet files"
         else:
@@ -501,8 +569,17 @@ def _positions(stored: Labels, values: Tensor, part: _Part) -> Labels:
     return labels
 
 
-def _decode(part: _Part, rows: Tensor) -> tuple[RawImages, Counter[str]]:
-    """The images at `rows` as uint8 RGB (n, 3, height, width), and how many there are of each file format."""
+def _decode(part: _Part, rows: Tensor, folder: str | None) -> tuple[RawImages, Counter[str]]:
+    """The images at `rows` as uint8 RGB (n, 3, height, width), and how many there are of each file format.
+
+    An image that lies in a file of its own must lie in `folder`, or where `datasets` and the hub keep their copies.
+    """
+    homes = [
+        datasets.config.HF_DATASETS_CACHE,
+        huggingface_hub.constants.HF_HUB_CACHE,
+        *([folder] if folder else []),
+    ]
+    within = [Path(home).expanduser().resolve() for home in homes]
     feature = part.rows.features[part.image]
     if not isinstance(feature, datasets.Image):
         raise ValueError(f"{part.image!r} of {part.name} must hold images; found {_described(part.rows)}")
@@ -510,10 +587,10 @@ def _decode(part: _Part, rows: Tensor) -> tuple[RawImages, Counter[str]]:
     stored = (image for table in chosen.iter(batch_size=1000) for image in table.column(0).to_pylist())
     decoded, formats = np.empty((0, 3, 0, 0), np.uint8), Counter[str]()
     for position, (row, image) in enumerate(zip(rows.tolist(), stored, strict=True)):
-        pixels, file_format = _rgb(feature, image, f"the image in row {row} of {part.name}")
+        pixels, file_format = _rgb(feature, image, f"the image in row {row} of {part.name}", within)
         height, width = pixels.shape[:2]
         if position == 0:
-            decoded = np.empty((len(rows), 3, height, width), np.uint8)
+            decoded = _room(len(rows), height, width)
         if decoded.shape[2:] != (height, width):
             raise ValueError(
                 f"all images must have the same size; in {part.name}, row {rows[0]} is {decoded.shape[3]} × "
@@ -524,19 +601,40 @@ def _decode(part: _Part, rows: Tensor) -> tuple[RawImages, Counter[str]]:
     return torch.from_numpy(decoded), formats
 
 
+def _room(n: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    try:
+        return np.empty((n, 3, height, width), np.uint8)
+    except MemoryError:
+        raise ValueError(
+            f"{n} images of {width} × {height} need {n * 3 * height * width / 2**30:.0f} GiB: resize them first, or "
+            "limit their number"
+        ) from None
+
+
 def _rgb(
-    feature: datasets.Image, stored: dict[str, object] | None, what: str
+    feature: datasets.Image, stored: dict[str, Any] | None, what: str, within: Sequence[Path]
 ) -> tuple[npt.NDArray[np.uint8], str]:
     """One image, (height, width, 3), and its file format."""
     if stored is None or (stored["bytes"] is None and stored["path"] is None):
         raise ValueError(f"{what} is missing; remove that row")
+    source = stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])
+    if isinstance(source, str) and not any(Path(source).resolve().is_relative_to(home) for home in within):
+        raise ValueError(
+            f"{what} is outside the data set's own folder: {source[:200]!r}; store the image in it"
+        )
     try:
-        image = feature.decode_example(stored)
-    except (OSError, SyntaxError) as error:  # Pillow reports some broken PNGs as a SyntaxError
+        with (
+            warnings.catch_warnings(action="error", category=PIL.Image.DecompressionBombWarning),
+            PIL.Image.open(source, formats=FORMATS) as opened,
+        ):
+            image, file_format = PIL.ImageOps.exif_transpose(opened), opened.format
+    except Exception as error:  # a broken image can raise anything
         raise ValueError(f"{what} cannot be decoded ({error}); repair it or remove that row") from error
+    if feature.mode and feature.mode != image.mode:
+        image = image.convert(feature.mode)
     if image.mode[0] in "IF":  # RGB would clip them to white
         raise ValueError(f"{what} has more than 8 bits a channel (mode {image.mode}); scale it to 8 bits")
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), image.format or "unknown"
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), file_format or "unknown"
 
 
 def _check_sizes(images: Mapping[str, ImageSet]) -> None:

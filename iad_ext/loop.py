@@ -28,6 +28,7 @@ from iad_ext.precision import Precision
 from iad_ext.processes import anyone
 from iad_ext.randomness import stream_seed
 from iad_ext.step import Attack, Step
+from iad_ext.teachers import refuse_student
 from iad_ext.types import Images, Labels, Logits, PerImage
 
 log = logging.getLogger(__name__)
@@ -137,8 +138,10 @@ class Engine:
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             self.look_every = 1  # nothing to wait for
-        for network in (self.teacher, self.natural_teacher):
+        teachers = {"teacher": self.teacher, "natural_teacher": self.natural_teacher}
+        for role, network in teachers.items():
             if network is not None:
+                refuse_student(self.student, network, role)  # before it is frozen
                 network.eval().requires_grad_(False)
         # the optimizer's state lies where its parameters do; placing it anew would replace its param_groups, which
         # whoever made a scheduler may hold
@@ -380,7 +383,7 @@ class Engine:
         On another number of processes, BatchNorm's statistics are the mean of those that were saved.
 
         Raises:
-            ValueError: the weights are of another network.
+            ValueError: the state is of another network, or not finite; the student is then as it was.
         """
         here, saved_here = (
             {k: v.shape for k, v in s.items()} for s in (self.student.state_dict(), tensors["student"])
@@ -388,6 +391,9 @@ class Engine:
         if here != saved_here:
             apart = sorted(k for k in {*here, *saved_here} if here.get(k) != saved_here.get(k))
             raise ValueError(f"the checkpoint is of another network; they differ in {', '.join(apart[:3])} …")
+        bad = [name for name, value in tensors["student"].items() if not value.isfinite().all()]
+        if bad:
+            raise ValueError(f"the checkpoint's weights are not finite ({', '.join(bad[:3])} …)")
         self.student.load_state_dict(tensors["student"])
         restore_optimizer(self.optimizer, tensors["optimizer"], numbers["optimizer"])
         if self.accelerator.scaler is not None and numbers["scaler"] is not None:

@@ -48,7 +48,8 @@ class Plan:
                     f"--resume takes auto, never or a run folder; there is no folder {settings.resume}"
                 )
             settings = dataclasses.replace(settings, out=Path(settings.resume))
-        locate(settings.data.name, settings.data.path, settings.data.revision)
+        data = settings.data
+        locate(data.name, data.path, data.revision, require_revision=settings.require_revision)
         plan = cls(settings, objective, settings.out or default_folder(settings), names)
         for epoch in {0, objective.warmup_epochs, settings.train.epochs - 1}:
             if not objective.needs(epoch):
@@ -155,6 +156,7 @@ def load_data(settings: Settings) -> Splits:
         data.name,
         path=data.path,
         revision=data.revision,
+        require_revision=settings.require_revision,
         selection=data.selection,
         holdout=data.holdout,
         limit_train=data.limit_train,

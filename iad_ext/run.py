@@ -5,7 +5,6 @@ This is the only place that reads `Settings`; everything below takes plain argum
 
 import dataclasses
 import functools
-import json
 import logging
 import math
 import sys
@@ -38,7 +37,7 @@ from iad_ext.signals import Interrupted, Stop
 log = logging.getLogger(__name__)
 
 # settings that may change between a run and its continuation: they do not change what is trained
-FREE_ON_RESUME = ("out", "resume", "accept_changes", "dry_run", "data.path", "precision")
+FREE_ON_RESUME = ("out", "resume", "accept_changes", "dry_run", "data.path", "precision", "require_revision")
 FREE_GROUPS = ("eval.attacks", "eval.of", "eval.limit", "eval.aa_limit", "eval.batch_size", "checkpoint.")
 
 # of the changes that are accepted: what the best checkpoint is measured by, and what an epoch's steps consist of
@@ -420,6 +419,12 @@ class Run:
             before = settings_.from_yaml((self.folder / "settings.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UsageError(f"{self.folder} cannot be continued: its settings.yaml: {error}") from error
+        position = (saved.epoch, saved.step)
+        if from_main(position) != position:
+            raise UsageError(
+                f"this process finds {self.folder} at epoch {saved.epoch}, step {saved.step}, the main one elsewhere: "
+                "several nodes need one run folder on a shared file system"
+            )
         changed = _changed(before, self.settings) + self._changed_since(saved)
         if changed and not self.settings.accept_changes:
             listed = "\n".join(f"  {settings_.option(name)}: {a} before, {b} now" for name, a, b in changed)
@@ -512,7 +517,7 @@ class Run:
         own = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
         try:
             engine.restore(saved.tensors, saved.state["engine"])
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UsageError(f"{self.folder} cannot be continued: {error}") from error
         for group, settings in zip(engine.optimizer.param_groups, own, strict=True):
             group.update(settings)  # those of this command line, which may have been changed and accepted
@@ -693,5 +698,5 @@ def _clock(seconds: float) -> str:
 
 def read_results(folder: str | Path) -> dict[str, Any]:
     """Read a run folder's `results.json`."""
-    results: dict[str, Any] = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
+    results: dict[str, Any] = files.read_json(Path(folder) / "results.json")
     return results

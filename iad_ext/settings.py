@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 import yaml
 
+from iad_ext.files import parse_yaml
 from iad_ext.names import unknown
 from iad_ext.objectives import ROWS
 
@@ -224,6 +225,8 @@ class Settings:
     """The teacher's name in timm's registry, where a bare checkpoint does not say it."""
     natural_teacher_architecture: str | None = None
     """The natural teacher's, likewise."""
+    require_revision: bool = False
+    """Refuse data and teachers of the hub without a full commit; IAD_EXT_REQUIRE_REVISION=1 does so too."""
     precision: Precision = "auto"
     """Arithmetic of the passes; auto takes what a measurement finds fastest here, and says so."""
     out: Path | None = None
@@ -417,14 +420,14 @@ def to_yaml(settings: Settings) -> str:
 
 
 def from_yaml(text: str) -> Settings:
-    """Read what `to_yaml` wrote. Tags and unknown names are refused.
+    """Read what `to_yaml` wrote. Tags, aliases and unknown names are refused.
 
     Raises:
         ValueError: it is no such YAML.
     """
     try:
-        nested = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        nested = parse_yaml(text)
+    except ValueError as error:
         raise ValueError(f"not the settings of a run: {error}") from None
     if not isinstance(nested, dict):
         raise ValueError(f"settings are a YAML mapping, got {type(nested).__name__}")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from iad_ext.objectives import ADVERSARIAL_PASSES, Loss, Objective, Outputs
+from iad_ext.teachers import refuse_student, refuse_training
 from iad_ext.types import Images, Labels, Logits
 
 Attack = Callable[
@@ -39,6 +40,9 @@ class Step:
         teacher: T_at in eval mode, or None where no pass reads it.
         natural_teacher: T_st in eval mode, or None likewise.
         autocast: entered once around the whole step, so that weights are cast once and not once a pass.
+
+    Raises:
+        ValueError: a teacher shares weights with the student, or is in train mode (looked at in every step).
     """
 
     objective: Objective
@@ -47,6 +51,13 @@ class Step:
     teacher: nn.Module | None = None
     natural_teacher: nn.Module | None = None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def __post_init__(self) -> None:
+        for role, teacher in (("teacher", self.teacher), ("natural_teacher", self.natural_teacher)):
+            if teacher is not None:
+                refuse_training(teacher, role)
+                if isinstance(self.forward, nn.Module):
+                    refuse_student(self.forward, teacher, role)
 
     def __call__(
         self, images: Images, labels: Labels, *, epoch: int, noise: Images | None = None
@@ -87,24 +98,28 @@ class Step:
         """The teachers' passes; T(x) and T(x̃) as one forward over both, which eval mode allows."""
         inputs = {"teacher_nat": images, "teacher_adv": adversarial, "natural_teacher_adv": adversarial}
         logits: dict[str, Logits] = {}
-        for network, its_passes in (
-            (self.teacher, ("teacher_nat", "teacher_adv")),
-            (self.natural_teacher, ("natural_teacher_adv",)),
+        for role, network, its_passes in (
+            ("teacher", self.teacher, ("teacher_nat", "teacher_adv")),
+            ("natural_teacher", self.natural_teacher, ("natural_teacher_adv",)),
         ):
             names = [name for name in its_passes if name in needed]
             if names:
                 batches = [image for name in names if (image := inputs[name]) is not None]
-                logits.update(zip(names, _inferred(network, batches, names), strict=True))
+                logits.update(zip(names, _inferred(role, network, batches, names), strict=True))
         return logits
 
 
-def _inferred(network: nn.Module | None, batches: list[Images], names: list[str]) -> list[Logits]:
+def _inferred(role: str, network: nn.Module | None, batches: list[Images], names: list[str]) -> list[Logits]:
     if network is None:
         raise ValueError(f"the objective reads {' and '.join(names)}, but that teacher was not given")
+    refuse_training(network, role)
     with torch.inference_mode():
         logits = network(torch.cat(batches) if len(batches) > 1 else batches[0])
-    # a copy made outside inference mode can be part of the student's graph
-    return [_full_precision(part.clone()) for part in logits.split([len(batch) for batch in batches])]
+    # a copy made outside inference mode can be part of the student's graph; detached, since a teacher's own forward can
+    # leave that mode
+    return [
+        _full_precision(part.detach().clone()) for part in logits.split([len(batch) for batch in batches])
+    ]
 
 
 def _full_precision(logits: Logits) -> Logits:

@@ -9,17 +9,20 @@ import struct
 from collections import OrderedDict
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
+from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 
 from iad_ext.backbones import (
     PixelSpace,
     architecture_of,
     create_network,
+    hub_source,
     load_network,
     num_classes_of,
     save_network,
@@ -618,21 +621,122 @@ def test_arguments_that_a_source_would_not_read_are_refused(tmp_path):
             load_network(tmp_path, **arguments)
 
 
-def test_the_hub_is_asked_for_the_revision_and_the_answer_is_checked(monkeypatch):
-    asked, create = [], timm.create_model
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-    def answer(name, pretrained):
-        asked.append((name, pretrained))
-        return create("test_resnet", num_classes=4)
 
-    monkeypatch.setattr(backbones.timm, "create_model", answer)
-    network = load_network("hf-hub:somebody/net", revision="abc")
-    assert asked == [("hf-hub:somebody/net@abc", True)]
+class NoFileError(RemoteEntryNotFoundError):
+    __init__ = Exception.__init__  # without the response of a server
+
+
+class NoRepositoryError(RepositoryNotFoundError):
+    __init__ = Exception.__init__
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub with one network, somebody/net, at one commit; what is asked of it is noted."""
+    snapshot, asked = tmp_path / "models--somebody--net/snapshots" / COMMIT, []
+    save_network(settled(create_network("test_resnet", num_classes=4, seed=0)), snapshot, metadata={})
+
+    def download(identifier, file, *, revision):
+        asked.append((identifier, file, revision))
+        if identifier != "somebody/net":
+            raise NoRepositoryError("no such repository")
+        if not (snapshot / file).exists():
+            raise NoFileError("no such file")
+        return str(snapshot / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return snapshot, asked
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT])
+def test_the_hub_is_asked_for_the_revision_and_all_files_are_of_the_commit_that_it_is(hub, revision):
+    snapshot, asked = hub
+    network = load_network("hf-hub:somebody/net", revision=revision)
+    assert asked == [
+        ("somebody/net", "config.json", revision),
+        ("somebody/net", "model.safetensors", COMMIT),
+    ]
     assert isinstance(network, PixelSpace)
+    assert same(network, load_network(snapshot))
+    assert hub_source(network) == f"hf-hub:somebody/net@{COMMIT}"
+    if revision is not None:
+        assert same(load_network(f"hf_hub:somebody/net@{revision}"), network)
+        assert asked[2:] == asked[:2]
+
+
+def test_where_a_network_came_from_is_not_said_of_what_is_saved_of_it(hub, tmp_path):
+    save_network(load_network("hf-hub:somebody/net"), tmp_path / "mine", metadata={})
+    assert "somebody" not in (tmp_path / "mine/config.json").read_text()
+    assert hub_source(load_network(tmp_path / "mine")) is None
+    assert hub_source(nn.Linear(2, 2)) is None
+
+
+def test_what_the_hub_answers_is_checked(hub):
+    snapshot, _ = hub
     with pytest.raises(ValueError, match="one revision"):
         load_network("hf-hub:somebody/net@abc", revision="def")
     with pytest.raises(ValueError, match="has 4 classes, num_classes=10 was asked for"):
         load_network("hf-hub:somebody/net@abc", num_classes=10)
+    with pytest.raises(ValueError, match="cannot load hf-hub:nobody/net: no such repository"):
+        load_network("hf-hub:nobody/net")
+    torch.save({"state_dict": Evil(snapshot / "ran")}, snapshot / "pytorch_model.bin")
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"refused to load .*pytorch_model\.bin"):
+        load_network("hf-hub:somebody/net")
+    assert not (snapshot / "ran").exists()
+    (snapshot / "pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match=r"expected one of model\.safetensors, .* there, found none"):
+        load_network("hf-hub:somebody/net")
+    (snapshot / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"expected config\.json there, found none"):
+        load_network("hf-hub:somebody/net")
+
+
+def test_without_a_network_the_hub_cannot_be_had():
+    with pytest.raises(
+        OSError, match=r"cannot load hf-hub:somebody/net: .* without network, give a local folder"
+    ):
+        load_network("hf-hub:somebody/net")
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_a_full_commit_can_be_required(hub, monkeypatch, how):
+    _, asked = hub
+    required = {"require_revision": True} if how == "argument" else {}
+    monkeypatch.setenv("IAD_EXT_REQUIRE_REVISION", "1" if how == "environment" else "0")
+    for source, revision in (
+        ("hf-hub:somebody/net", None),
+        ("hf-hub:somebody/net@main", None),
+        ("hf-hub:somebody/net", "v1.0"),
+        ("hf-hub:somebody/net", COMMIT[:12]),
+        ("hf-hub:somebody/net", COMMIT.upper()),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"full commit .* write hf-hub:somebody/net@COMMIT .* https://huggingface\.co/somebody/net/commits/main",
+        ):
+            load_network(source, revision=revision, **required)
+    with pytest.raises(ValueError, match=r"write hf-hub:timm/test_resnet\.r160_in1k@COMMIT"):
+        load_network("test_resnet.r160_in1k", **required)
+    assert asked == []
+    assert hub_source(load_network(f"hf-hub:somebody/net@{COMMIT}", **required)) is not None
+    assert hub_source(load_network("hf-hub:somebody/net", revision=COMMIT, **required)) is not None
+
+
+def test_the_environment_s_requirement_reaches_a_student_s_first_weights(monkeypatch):
+    monkeypatch.setenv("IAD_EXT_REQUIRE_REVISION", "1")
+    with pytest.raises(ValueError, match="a full commit is required"):
+        create_network("test_resnet", num_classes=4, pretrained=True)
+
+
+def test_weights_from_before_timm_renamed_a_layer_are_converted(tmp_path):
+    network = settled(create_network("test_vit", num_classes=4, seed=0))
+    save_network(network, tmp_path, metadata={})
+    state = network.network.state_dict() | {"mask_token": torch.zeros(1, 64)}  # as DINOv2's files have it
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+    assert same(load_network(tmp_path), network)
 
 
 def test_timm_s_own_weights_come_by_name_in_pixel_space(monkeypatch):

@@ -270,6 +270,31 @@ def test_a_manifest_that_points_outside_is_refused_before_anything_is_read(tmp_p
         checkpoint.load(folder)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_that_leads_outside_is_refused_whatever_it_leads_to(tmp_path, name):
+    folder = checkpoint.save(tmp_path, _checkpoint(1))
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{name} is a link to"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json"])
+@pytest.mark.parametrize(
+    "text", ["[" * 10**5, '{"a":' * 10**5, " " * (2**24 + 1)], ids=["lists", "objects", "large"]
+)
+def test_json_that_is_deep_or_huge_is_refused(tmp_path, name, text):
+    folder = checkpoint.save(tmp_path, _checkpoint(1))
+    (folder / name).write_text(text)
+    if name == "state.json":
+        good = checkpoint.sha256(folder / name)
+        _rewrite_manifest(folder, lambda manifest: manifest.update({name: good}))
+    with pytest.raises(
+        CheckpointError, match=r"is not whole: (the JSON is nested too deeply|expected at most 16 MiB)"
+    ):
+        checkpoint.load(folder)
+
+
 @pytest.mark.parametrize("name", FILES[1:])
 def test_a_file_that_the_manifest_does_not_vouch_for_is_refused(tmp_path, name):
     folder = checkpoint.save(tmp_path, _checkpoint(1))

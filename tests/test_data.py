@@ -388,6 +388,39 @@ def test_known_names_and_revisions_reach_the_hub(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("how", ["argument", "environment"])
+@pytest.mark.parametrize(("name", "where"), [("cifar10", "uoft-cs/cifar10"), ("some/where", "some/where")])
+def test_a_full_commit_can_be_required(monkeypatch, name, where, how):
+    asked = []
+
+    def load_dataset(where, revision):
+        asked.append((where, revision))
+        features = datasets.Features({"image": IMAGE, "label": LABEL})
+        split = datasets.Dataset.from_dict(columns(20), features=features)
+        return datasets.DatasetDict(train=split, test=split)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setenv("IAD_EXT_REQUIRE_REVISION", "1" if how == "environment" else "")
+    required = {"require_revision": True} if how == "argument" else {}
+    for revision in (None, "main", "0123456"):
+        with pytest.raises(
+            ValueError,
+            match=rf"full commit .* got {revision or 'none'}: write --data\.revision COMMIT for {where} .*"
+            rf"https://huggingface\.co/datasets/{where}/commits/main",
+        ):
+            load_splits(name, revision=revision, **required)
+    assert asked == []
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert load_splits(name, revision=commit, **required).provenance["revision"] == commit
+    assert asked == [(where, commit)]
+
+
+def test_what_is_here_needs_no_commit(monkeypatch, tmp_path):
+    monkeypatch.setenv("IAD_EXT_REQUIRE_REVISION", "1")
+    load_splits("digits", require_revision=True)
+    load_splits(str(folder(tmp_path, train=columns(20), test=columns(4))), require_revision=True)
+
+
 @pytest.mark.parametrize("name", ["cifar10", "nobody/nothing"])
 def test_without_network_the_way_to_a_local_folder_is_shown(name):
     with pytest.raises(OSError, match=r"cannot be loaded: .*Offline.*--data.path DIR takes a local folder"):

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import string
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -111,6 +112,33 @@ def test_a_tag_is_refused_and_runs_nothing(tmp_path):
     with pytest.raises(ValueError, match="not the settings of a run"):
         from_yaml(text)
     assert not target.exists()
+
+
+def laughs(join):
+    """Nine lines that stand for 10⁹ values, in lists or in merged mappings."""
+    lines = ["a0: &a0 {x: 1}"] + [
+        f"a{i}: &a{i} {join.format(', '.join([f'*a{i - 1}'] * 10))}" for i in range(1, 10)
+    ]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (laughs("[{}]"), "expected plain values, got the anchor 'a0' in line 1"),
+        (laughs("{{<<: [{}]}}"), "expected plain values, got the anchor 'a0' in line 1"),
+        ("recipe: *nobody", "expected plain values, got the alias 'nobody' in line 1"),
+        ("train: " + "[" * 10**5, "nested too deeply"),
+        ("train:\n" + "".join(" " * i + "- \n" for i in range(1, 200)), "nested too deeply"),
+        ("recipe: " + "a" * 2**21, "at most 1 MiB of YAML"),
+    ],
+    ids=["lists", "merges", "alias", "brackets", "lines", "long"],
+)
+def test_a_small_file_that_stands_for_a_huge_one_is_refused_at_once(text, said):
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=f"not the settings of a run: .*{said}"):
+        from_yaml(text)
+    assert time.perf_counter() - began < 2
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,8 @@ def test_noise_is_where_the_attack_starts(networks, batch):
 
 def test_the_same_noise_gives_the_same_images_and_other_noise_others(tiny_network, batch):
     def adversarial(noise):
-        networks = [tiny_network(seed=seed) for seed in (1, 2, 3)]
+        student, *teachers = (tiny_network(seed=seed) for seed in (1, 2, 3))
+        networks = student, *(teacher.eval() for teacher in teachers)
         return build_step(objectives.at(), networks)(*batch, epoch=0, noise=noise).adversarial
 
     noise = start(batch)

@@ -115,8 +115,10 @@ def hold_normalisation(
                 f"expected one {name} a channel, {channels} of them, got {len(values)}: {values}; "
                 f"set in_chans or {name}"
             )
-    if std is not None and min(std) <= 0:
+    if std is not None and not all(0 < value < math.inf for value in std):
         raise ValueError(f"expected every std above 0, in pixels of [0, 1], got {std}")
+    if mean is not None and not all(math.isfinite(value) for value in mean):
+        raise ValueError(f"expected a finite mean, in pixels of [0, 1], got {mean}")
     for name, values in (("mean", mean), ("std", std)):
         buffer = None if values is None else torch.tensor(list(values), dtype=torch.float32).view(1, -1, 1, 1)
         module.register_buffer(name, buffer, persistent=False)

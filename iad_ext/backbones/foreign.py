@@ -5,9 +5,16 @@ wraps them in, `load_state` puts it into a network or says what does not fit, an
 of this package that it would fit.
 """
 
+import codecs
+import contextlib
+import io
 import logging
+import mmap
 import pickle
+import pickletools
+import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +51,9 @@ ENTRIES = (
 )
 # what wrappers (DataParallel, torch.compile, normalising models) put before every name
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+# what weights are made of; anything else (quantised, sparse, eight-bit floats) is not a network's as it stands
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 # how networks that normalise inside call the buffers: RobustBench's say mu and sigma
 NORMALISATIONS = (("mean", "std"), ("mu", "sigma"))
 
@@ -58,10 +68,15 @@ def read_state(path: Path, *, key: str | None = None) -> State:
             `ENTRIES`.
 
     Raises:
-        ValueError: the file is broken, holds more than weights, no weights, or NaN or infinite ones.
+        ValueError: the file is broken or lies about its size, holds more than weights, no weights, or NaN or
+            infinite ones.
     """
     content = read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    state = _without_wrappers(_find_state(content, path, key))
+    try:
+        state = _without_wrappers(_find_state(content, path, key))
+    except RecursionError:
+        raise ValueError(f"found no weights in {path}: its entries are nested without end") from None
+    _refuse_unreal(state, path)
     refuse_non_finite(state, str(path))
     return state
 
@@ -77,13 +92,16 @@ def read_safetensors(path: Path) -> State:
 
 
 def _read_torch(path: Path) -> Any:
+    _refuse_bomb(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # of what is no checkpoint; the error below says more
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
+        # torch's own text also tells how to run the code after all
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {wanted[1]}" if wanted else "it does not begin as a checkpoint does"
         raise ValueError(
             f"refused to load {path}: it is no checkpoint, or holds pickled objects besides tensors, which "
             f"could run any code ({reason}); where it came from, save the weights alone: "
@@ -93,6 +111,103 @@ def _read_torch(path: Path) -> Any:
         raise ValueError(
             f"expected a PyTorch checkpoint, but {path} cannot be read ({error}); copy it again"
         ) from error
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse a file that is small to hold and huge to read, before any of it is unpacked or unpickled."""
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"  # as PyTorch, too, tells
+    if not is_zip:
+        if path.stat().st_size:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                _refuse_growing(content, path)
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _refuse_inflating(archive.infolist(), path)
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    _refuse_growing(archive.read(name), path)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"expected a PyTorch checkpoint, but {path} cannot be read ({error}); copy it again"
+        ) from error
+
+
+def _refuse_inflating(entries: list[zipfile.ZipInfo], path: Path) -> None:
+    """Refuse entries that unpack to more than the file: PyTorch compresses nothing."""
+    size, declared = path.stat().st_size, sum(entry.file_size for entry in entries)
+    packed = [
+        entry.filename for entry in entries if entry.compress_type or entry.compress_size != entry.file_size
+    ]
+    if packed or declared > size:
+        raise ValueError(
+            f"refused to load {path}: its {size} bytes unpack to {declared}, and PyTorch writes no compressed files"
+            f"{f' ({_few(packed)})' if packed else ''}; save the weights again with torch.save, or as safetensors"
+        )
+
+
+def _refuse_growing(content: bytes | mmap.mmap, path: Path) -> None:
+    """Refuse a pickle that encodes bytes as text again and again.
+
+    Weights-only reading allows the function that pickled bytes need, with any codec. In hexadecimal bytes double: a
+    kilobyte of such calls fills all memory.
+    """
+    if content.find(b"_codecs") < 0:
+        return
+    stream: Any = io.BytesIO(content) if isinstance(content, bytes) else content
+    texts: set[str] = set()
+    # what is no pickle ends the search; torch says what is wrong with the file, if anything is
+    with contextlib.suppress(Exception):
+        for _ in range(5):  # a file of the format before 1.6 begins with so many pickles
+            texts.update(
+                argument for _, argument, _ in pickletools.genops(stream) if isinstance(argument, str)
+            )
+    growing = sorted(filter(_encodes_bytes, texts))
+    if growing:
+        raise ValueError(
+            f"refused to load {path}: it holds bytes that grow while they are read ({_few(growing)}); save the weights "
+            "alone: torch.save(network.state_dict(), file), or safetensors"
+        )
+
+
+def _encodes_bytes(codec: str) -> bool:
+    """Whether `codec` is one of those from bytes to bytes, under any of its names."""
+    try:
+        return not codecs.lookup(codec)._is_text_encoding
+    except (LookupError, ValueError):
+        return False
+
+
+def _refuse_unreal(state: State, path: Path) -> None:
+    """Refuse tensors that are no plain numbers, or claim more of them than the file can hold.
+
+    A tensor with strides of 0, or one that the file makes without filling it, costs nothing to load and all of
+    the memory to look at.
+    """
+    strange = [
+        f"{name} ({tensor.dtype}, {tensor.layout}, {tensor.device})"
+        for name, tensor in state.items()
+        if tensor.layout != torch.strided
+        or tensor.device.type != "cpu"
+        or tensor.dtype not in FLOATS + INTEGERS
+    ]
+    if strange:
+        raise ValueError(f"expected plain dense weights in {path}, got {_few(strange)}; save them as float32")
+    size = path.stat().st_size
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()
+    }
+    claims = [
+        f"{name} {tuple(tensor.shape)}"
+        for name, tensor in state.items()
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+    ]
+    if claims or sum(storages.values()) > size:
+        raise ValueError(
+            f"refused to load {path}: its tensors claim more than its {size} bytes hold"
+            f"{f' ({_few(claims)})' if claims else ''}; save the weights again as contiguous tensors"
+        )
 
 
 def _is_state(content: Any) -> bool:
@@ -176,8 +291,19 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str, c
         state: tensors by name.
         where: the file, for the message.
         called: the network, for the message.
+
+    Raises:
+        ValueError: `state` does not fit, or is not finite in the network's own type.
     """
+    refuse_misfit(network, state, where=where, called=called)
+    network.load_state_dict(dict(state), strict=False)
+    refuse_non_finite(network.state_dict(), where)
+
+
+def refuse_misfit(network: nn.Module, state: Mapping[str, Tensor], *, where: str, called: str) -> None:
+    """Raise a ValueError where `state` is not what `network` holds, by name, shape and kind of number."""
     own = _shapes(network)
+    floating = {name: tensor.is_floating_point() for name, tensor in network.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in state.items() if not _is_counter(name)}
     missing = [name for name in own if name not in given]
     unexpected = [name for name in given if name not in own]
@@ -186,16 +312,22 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str, c
         for name in own
         if name in given and given[name] != own[name]
     ]
-    wrong = [
-        f"{len(names)} {what} ({_few(names)})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        if names
+    retyped = [
+        f"{name}: {state[name].dtype} in the file"
+        for name in own
+        if name in given and state[name].is_floating_point() != floating[name]
     ]
+    found = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": reshaped,
+        "of another type": retyped,
+    }
+    wrong = [f"{len(names)} {what} ({_few(names)})" for what, names in found.items() if names]
     if wrong:
         fits = fitting(state)
         advice = f"it fits {' or '.join(fits)}" if fits else "give the architecture that it was trained with"
         raise ValueError(f"{where} does not fit {called}: {'; '.join(wrong)}; {advice}")
-    network.load_state_dict(dict(state), strict=False)
 
 
 def fitting(state: Mapping[str, Tensor]) -> list[str]:

@@ -18,22 +18,31 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import safetensors
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from timm.models import get_pretrained_cfg, is_model_pretrained
 from torch import Tensor, nn
 
 from iad_ext.backbones import cifar, foreign
 from iad_ext.backbones.cifar import hold_normalisation, normalised
-from iad_ext.files import write_whole
+from iad_ext.files import parse_json, read_json, refuse_outside, write_whole
 from iad_ext.names import known_arguments, unknown
+from iad_ext.revisions import refuse_unpinned
 from iad_ext.types import Images, Logits
 
 logger = logging.getLogger(__name__)
@@ -45,6 +54,9 @@ FOREIGN_WEIGHTS = (WEIGHTS, "pytorch_model.bin", "pytorch_model.pth", "model.pth
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".tar", ".ckpt", ".bin", ".pkl")
 HUB = ("hf-hub:", "hf_hub:")
 LOCAL = "local-dir:"
+MOST_OF_A_NUMBER = (
+    2**16
+)  # in a configuration's arguments: no network has more classes, channels, pixels or blocks
 
 # what of a timm configuration says where its weights came from; a saved network's come from beside it
 _SOURCES = frozenset(
@@ -123,6 +135,8 @@ def create_network(
         model_args: the network's own arguments (`depth=`, `width=`, `drop_rate=` …).
     """
     _require_known(name, pretrained=pretrained)
+    if pretrained:
+        _refuse_unpinned_weights(name, require=False)
     size = [image_size, image_size] if isinstance(image_size, int) else _plain(image_size)
     if size is not None and _has_fixed_size(name):
         model_args.setdefault("img_size", size)
@@ -287,7 +301,12 @@ def saved_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(
             f"expected a safetensors file, but {path} is broken or cut short ({error})"
         ) from error
-    found: dict[str, Any] = json.loads(header.get(METADATA, "{}"))
+    try:
+        found = parse_json(header.get(METADATA, "{}"))
+    except ValueError as error:
+        raise ValueError(f"expected JSON as the metadata in {path}, got something else ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a JSON object as the metadata in {path}, got {type(found).__name__}")
     return found
 
 
@@ -353,6 +372,7 @@ def load_network(
     num_classes: int | None = None,
     *,
     revision: str | None = None,
+    require_revision: bool = False,
     key: str | None = None,
     model_args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -373,6 +393,9 @@ def load_network(
         num_classes: number of logits of a bare checkpoint, by default read off its last layer; the other
             sources know it, and it is an error to ask for another.
         revision: a commit, tag or branch on the hub.
+        require_revision: refuse what would come from the hub without a full commit, 40 hexadecimal digits; the
+            environment variable `IAD_EXT_REQUIRE_REVISION=1` asks for the same. What a branch or tag resolved to
+            is told by `hub_source`.
         key: the entry of a checkpoint that holds the weights, where it has several (`"ema"` …).
         model_args: more arguments of a bare checkpoint's network, as for `create_network` (`depth`, `mean`,
             `std` …).
@@ -400,9 +423,10 @@ def load_network(
         elif path.exists():
             network = _from_folder(path.parent if path.is_file() else _weights_folder(path))
         elif name.startswith(HUB):
-            network = _from_hub(name, revision)
+            network = _from_hub(name, revision, require=require_revision)
         else:
             _require_known(name, pretrained=True)
+            _refuse_unpinned_weights(name, require=require_revision)
             network = _in_pixel_space(timm.create_model(name, pretrained=True))
     if not bare:
         _refuse_another(name, network, architecture, num_classes)
@@ -471,16 +495,24 @@ def _weights_folder(path: Path) -> Path:
 
 def _from_folder(folder: Path) -> nn.Module:
     config_file = folder / CONFIG
+    refuse_outside(config_file, folder)
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config = read_json(config_file)
         architecture = config["architecture"]
         described = config.get("pretrained_cfg", config)
         model_args = dict(config.get("model_args", {}))
         model_args.setdefault("num_classes", config.get("num_classes", described.get("num_classes")))
-        if not isinstance(architecture, str):
-            raise TypeError(f"architecture is {architecture!r}")
+        if not isinstance(architecture, str) or len(architecture) > 200:
+            raise TypeError(f"architecture is {str(architecture)[:200]!r}")
         if refused := sorted(model_args.keys() & _NOT_MODEL_ARGS):
             raise ValueError(f"model_args has {', '.join(refused)}")
+        _check_numbers(model_args)
+        known = {
+            name: described[name]
+            for name in ("input_size", "mean", "std", "num_classes")
+            if described.get(name)
+        }
+        _check_described(known)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"expected timm's config.json with an architecture, but {config_file} cannot be read as one "
@@ -490,28 +522,107 @@ def _from_folder(folder: Path) -> nn.Module:
     weights = next((folder / name for name in FOREIGN_WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"expected {WEIGHTS} beside {config_file}, found none; copy it there")
+    refuse_outside(weights, folder)
+    state = foreign.read_state(weights)
+    called = f"{architecture} of {config_file}"
+    try:
+        with torch.device(
+            "meta"
+        ):  # without memory: sizes of the configuration's own choice come after those of the file
+            sketch = timm.create_model(architecture, pretrained=False, **model_args)
+    except Exception as error:  # a network's own arguments can be wrong in any way
+        raise ValueError(
+            f"{config_file}: cannot build {architecture} with its model_args ({error})"
+        ) from error
+    state = _converted(sketch, state)
+    foreign.refuse_misfit(sketch, state, where=str(weights), called=called)
     network = timm.create_model(architecture, pretrained=False, **model_args)
     _note_model_args(network, model_args)
-    known = {
-        name: described[name] for name in ("input_size", "mean", "std", "num_classes") if described.get(name)
-    }
     network.pretrained_cfg = network.pretrained_cfg | known
-    state = foreign.read_state(weights)
-    foreign.load_state(network, state, where=str(weights), called=f"{architecture} of {config_file}")
+    foreign.load_state(network, state, where=str(weights), called=called)
     return _in_pixel_space(network)
 
 
-def _from_hub(name: str, revision: str | None) -> nn.Module:
-    if revision is not None:
-        if "@" in name:
-            raise ValueError(f"expected one revision, got {name!r} and revision={revision!r}; leave one out")
-        name = f"{name}@{revision}"
+def _check_numbers(value: Any) -> None:
+    """Refuse numbers that would make a network larger or deeper than any."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            _check_numbers(item)
+    elif isinstance(value, int | float) and not abs(value) <= MOST_OF_A_NUMBER:
+        raise ValueError(f"model_args has {value:g}; no network takes more than {MOST_OF_A_NUMBER}")
+
+
+def _check_described(known: Mapping[str, Any]) -> None:
+    """Refuse normalisation and sizes that are no numbers."""
+    for name in ("input_size", "mean", "std"):
+        values = known.get(name, [])
+        if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+            raise TypeError(f"{name} is {str(values)[:200]}")
+    if not isinstance(known.get("num_classes", 0), int):
+        raise TypeError(f"num_classes is {str(known['num_classes'])[:200]}")
+
+
+def _converted(network: nn.Module, state: foreign.State) -> foreign.State:
+    """`state` under the names of today, where timm renamed a network's layers since the file was written."""
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if convert is None or network.state_dict().keys() == state.keys():
+        return state
     try:
-        network = timm.create_model(name, pretrained=True)  # timm, too, reads weights only
-    except RuntimeError as error:
-        raise ValueError(f"cannot load {name}: {error}") from error
-    foreign.refuse_non_finite(network.state_dict(), name)
-    return _in_pixel_space(network)
+        return dict(convert(dict(state), network))
+    except Exception:  # written for other weights than these; what does not fit is said by name
+        return state
+
+
+def _from_hub(name: str, revision: str | None, *, require: bool) -> nn.Module:
+    """Load the hub's files at one commit, as a folder that nobody vouches for."""
+    identifier, at, named = name.partition(":")[2].partition("@")
+    if revision is not None and at:
+        raise ValueError(f"expected one revision, got {name!r} and revision={revision!r}; leave one out")
+    revision = revision or named or None
+    refuse_unpinned(f"hf-hub:{identifier}@COMMIT", revision, address=identifier, require=require)
+    config = _download(identifier, CONFIG, revision)
+    if config is None:
+        raise ValueError(f"cannot load {name}: expected {CONFIG} there, found none")
+    # the files lie in …/snapshots/COMMIT; the weights must be of the same commit, also where a branch moves meanwhile
+    commit = config.parent.name
+    if not any(_download(identifier, weights, commit) for weights in FOREIGN_WEIGHTS):
+        raise ValueError(
+            f"cannot load {name}: expected one of {', '.join(FOREIGN_WEIGHTS)} there, found none"
+        )
+    network = _from_folder(config.parent)
+    inner = _inner(network)
+    inner.pretrained_cfg = inner.pretrained_cfg | {"hf_hub_id": f"{identifier}@{commit}", "source": "hf-hub"}  # type: ignore[operator]
+    return network
+
+
+def _download(identifier: str, file: str, revision: str | None) -> Path | None:
+    """The cached copy of a hub's file; None where there is no such file."""
+    try:
+        return Path(huggingface_hub.hf_hub_download(identifier, file, revision=revision))
+    except LocalEntryNotFoundError as error:
+        raise OSError(
+            f"cannot load hf-hub:{identifier}: {error}; without network, give a local folder"
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ValueError(f"cannot load hf-hub:{identifier}: {error}") from error
+
+
+def hub_source(network: nn.Module) -> str | None:
+    """Return `hf-hub:owner/name@COMMIT` of a network that `load_network` took from the hub; else None."""
+    config = getattr(_inner(network), "pretrained_cfg", None) or {}
+    return f"hf-hub:{config['hf_hub_id']}" if config.get("source") == "hf-hub" else None
+
+
+def _refuse_unpinned_weights(name: str, *, require: bool) -> None:
+    """Weights by a timm name come from the hub too, from a branch."""
+    config = get_pretrained_cfg(name)
+    identifier = getattr(config, "hf_hub_id", None) or f"timm/{name}"
+    identifier = f"{identifier}{name}" if identifier.endswith("/") else identifier
+    refuse_unpinned(f"hf-hub:{identifier}@COMMIT", None, address=identifier, require=require)
 
 
 def _refuse_another(name: str, network: nn.Module, architecture: str | None, num_classes: int | None) -> None:
