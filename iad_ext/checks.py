@@ -34,8 +34,10 @@ def check_whole(name: str, value: object, *, at_least: int, hint: str = "") -> N
     """Raise a TypeError unless `value` is an integer, a ValueError if it is below the least or beyond 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer of at least {at_least}; got {value!r}")
-    if not at_least <= value < LARGEST:
+    if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}; got {value}{hint}")
+    if value >= LARGEST:
+        raise ValueError(f"{name} must be less than 2^63; got {value}")
 
 
 def check_flag(name: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Runs as processes that can be killed at a moment: what starts them, what watches them, what compares their folders."""
+"""Runs as processes that can be killed at a moment: starting them, watching them, comparing what they leave."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from recipe_files import ENVIRONMENT, RECIPES
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
@@ -153,7 +154,7 @@ def wait(process, seconds):
 def lines(folder):
     """The records of metrics.jsonl without what depends on the clock and on the process."""
     path = folder / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [{k: v for k, v in record.items() if not k.startswith(("time/", "memory/"))} for record in records]
 
@@ -167,10 +168,12 @@ def stamp(folder):
 
 def unfinished(folder):
     """The files that are being written aside, or were when the run was killed."""
+    # os.walk, unlike rglob, does not mind a folder that goes while it looks
     return sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob(".*")
-        if path.name.endswith((".tmp", ".part"))
+        Path(parent, name).relative_to(folder).as_posix()
+        for parent, *names in os.walk(folder)
+        for name in [*names[0], *names[1]]
+        if name.startswith(".") and name.endswith((".tmp", ".part"))
     )
 
 
@@ -238,7 +241,7 @@ def differences(one, other):
         f"{which}/{name}"
         for which in ("best", "last")
         for name in ("model.safetensors", "config.json")
-        if (one / which / name).read_bytes() != (other / which / name).read_bytes()
+        if not _same_bytes(one / which / name, other / which / name)
     ]
     newest = [max(path for path in (run / "checkpoints").iterdir()) for run in (one, other)]
     groups = [{path.name for path in folder.glob("*.safetensors")} for folder in newest]
@@ -257,14 +260,28 @@ def differences(one, other):
     return found
 
 
+def _same_bytes(one, other):
+    return one.is_file() and one.read_bytes() == other.read_bytes()
+
+
 def same_tensors(one, other):
-    left, right = load_file(one), load_file(other)
+    try:
+        left, right = load_file(one), load_file(other)
+    except (OSError, SafetensorError):
+        return False
     return left.keys() == right.keys() and all(
         left[name].dtype == right[name].dtype
         and left[name].shape == right[name].shape
         and torch.equal(bits(left[name]), bits(right[name]))
         for name in left
     )
+
+
+def _results(folder):
+    try:
+        return timeless(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        return repr(error)
 
 
 def bits(tensor):

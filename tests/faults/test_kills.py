@@ -22,7 +22,7 @@ SETTINGS = shlex.split(
     f"--data.limit-train 160 --train.epochs {EPOCHS} --objective.warmup-epochs {WARMUP} --checkpoint.every-steps 3 "
     # AutoAttack takes seconds where an image stays robust and no time where none does
     "--eval.attacks natural,pgd20,cw_inf,aa --eval.aa-limit 6 --eval.batch-size 4 --eval.eps "
-    + ("0.08" if LONG else "0.2")
+    + ("0.15" if LONG else "0.2")
 )
 COMBINATIONS = [(1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")]
 
@@ -30,6 +30,7 @@ BEFORE, WARM, AFTER = "before training", "in warm-up", "after warm-up"
 WRITING, EVALUATION = "as a checkpoint is written", "in the final evaluation"
 # a run is killed at each of these in turn, continued in between
 COURSE = [BEFORE, WRITING, WARM, BEFORE, WRITING, AFTER, WRITING, AFTER, EVALUATION, EVALUATION]
+SECOND = [WRITING, WARM, WRITING, AFTER]
 SHORT_COURSE = [BEFORE, WRITING, WARM, AFTER, EVALUATION]
 
 
@@ -126,8 +127,8 @@ if LONG:
 
     @pytest.mark.parametrize("combination", COMBINATIONS)
     def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(world, record_property, combination):
-        kills = _courses(world, combination, courses=[COURSE, COURSE], record_property=record_property)
-        assert len(kills) >= 18
+        kills = _courses(world, combination, courses=[COURSE, SECOND], record_property=record_property)
+        assert len(kills) >= 13
         assert {kill["moment"] for kill in kills} == {BEFORE, WARM, AFTER, EVALUATION}
         assert [kill for kill in kills if kill["while writing"]]
 
