@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-HERE = Path(__file__).parent
 os.environ["IAD_EXT_FAULTS"] = "long"
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -36,13 +35,13 @@ class Records:
                 self.of[kind].append(record)
 
 
-def summary(records, seconds):
+def summary(records, commit, seconds):
     """Everything in plain numbers; no host and no path."""
     kills, inputs, corruptions = records.of["kill"], records.of["bad input"], records.of["corruption"]
     machine = provenance.hardware()
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": provenance.commit(),
+        "commit": commit,
         "hardware": f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread a process",
         "versions": provenance.versions(),
         "seconds": round(seconds),
@@ -138,10 +137,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--report", type=Path, metavar="DIR", help="write faults.md and faults.json there")
     asked = parser.parse_args()
-    records, began = Records(), time.monotonic()
-    code = pytest.main(["-q", "--durations=5", str(HERE)], plugins=[records])
+    records, commit, began = Records(), provenance.commit(), time.monotonic()
+    code = pytest.main(["-q", "--durations=5", str(Path(__file__).parent)], plugins=[records])
     if asked.report is not None:
-        found = summary(records, time.monotonic() - began)
+        found = summary(records, commit, time.monotonic() - began)
         asked.report.mkdir(parents=True, exist_ok=True)
         (asked.report / "faults.json").write_text(
             json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
