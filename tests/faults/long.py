@@ -17,8 +17,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
-from iad_ext import provenance
-
 
 class Records:
     """What the tests recorded as properties, and how many of them passed."""
@@ -26,6 +24,13 @@ class Records:
     def __init__(self):
         self.of = {"kill": [], "failure": [], "corruption": [], "bad input": []}
         self.tests = Counter()
+        self.commit = None
+
+    def pytest_collection_finish(self):
+        # iad_ext may only be imported once tests/conftest.py has set up its checks
+        from iad_ext import provenance
+
+        self.commit = provenance.commit()
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or report.failed:
@@ -35,13 +40,15 @@ class Records:
                 self.of[kind].append(record)
 
 
-def summary(records, commit, seconds):
+def summary(records, seconds):
     """Everything in plain numbers; no host and no path."""
+    from iad_ext import provenance
+
     kills, inputs, corruptions = records.of["kill"], records.of["bad input"], records.of["corruption"]
     machine = provenance.hardware()
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit,
+        "commit": records.commit,
         "hardware": f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread a process",
         "versions": provenance.versions(),
         "seconds": round(seconds),
@@ -137,10 +144,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--report", type=Path, metavar="DIR", help="write faults.md and faults.json there")
     asked = parser.parse_args()
-    records, commit, began = Records(), provenance.commit(), time.monotonic()
+    records, began = Records(), time.monotonic()
     code = pytest.main(["-q", "--durations=5", str(Path(__file__).parent)], plugins=[records])
     if asked.report is not None:
-        found = summary(records, commit, time.monotonic() - began)
+        found = summary(records, time.monotonic() - began)
         asked.report.mkdir(parents=True, exist_ok=True)
         (asked.report / "faults.json").write_text(
             json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
