@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import traceback
 import warnings
 from collections import Counter
@@ -372,6 +373,9 @@ REPORTED = {
         "--eval.seed": ["'-1'", "str(2**70)"],
         "--objective.weights": ["'label=x'"],
         "--resume": ["''"],
+        # refused, but only in the locked folder, which stays
+        "--precision": ["'fp16'"],
+        "--student.name": ["'cifar_resnet9'", "''", "'../x'"],
     },
     "from_yaml": {
         "text": ["'train: {drops: 5}'", "'out: 5'", "'5: 6'", "'data: {path: [1]}'", "'train: {epochs: many}'",
@@ -380,7 +384,8 @@ REPORTED = {
     "run": {
         "train.epochs": ["'3'", "1.5", "[]"],
         "train.lr": ["'x'"],
-        "train.seed": ["'x'"],
+        "train.seed": ["'x'", "1.5"],
+        "student.name": ["5", "None", "'x'"],
         "attack.eps": ["'8/255'"],
         "eval.attacks": ["5", "None", "['natural']"],
         "eval.of": ["5", "None"],
@@ -604,6 +609,7 @@ def here(tmp_path_factory):
 
 def _tried(entry, folder, argument, expression, value=None):
     """The outcome of one bad input: `refused`, `taken`, or what is wrong."""
+    shutil.rmtree(folder / "r", ignore_errors=True)  # what a run left
     world = World(folder)
     if expression is not None:
         value = world.value(expression.removeprefix("~"))
