@@ -24,6 +24,7 @@ import torchattacks.attack
 from torch import Tensor, nn
 
 from iad_ext import terms
+from iad_ext.checks import check_flag, check_name, check_number, check_whole
 from iad_ext.modes import mode
 from iad_ext.names import unknown
 from iad_ext.types import Images, Labels, Logits, PerImage
@@ -91,6 +92,18 @@ class _ModeKept:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+def _check_settings(
+    model: nn.Module, *, eps: float, alpha: float, steps: int, training: bool, loss_scale: float
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module that returns logits, got {type(model).__name__}")
+    check_number("eps, a radius in pixels of [0, 1],", eps, at_least=0, at_most=1)
+    check_number("alpha, a step in pixels of [0, 1],", alpha, at_least=0)
+    check_whole("steps", steps, at_least=1)
+    check_flag("training", training)
+    check_number("loss_scale", loss_scale, above=0)
+
+
 class PGD(_ModeKept, torchattacks.PGD):  # type: ignore[misc]
     """L∞ PGD on cross-entropy: the paper's training, validation and PGD-20 attack.
 
@@ -106,6 +119,10 @@ class PGD(_ModeKept, torchattacks.PGD):  # type: ignore[misc]
         training: attack in train mode (batch statistics) instead of eval mode.
         loss_scale: multiplies the loss before the gradient, whose sign it does not change; keeps fp16
             gradients from underflowing to a sign of 0.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: `eps` is outside [0, 1], or another number is out of range.
     """
 
     def __init__(
@@ -119,6 +136,8 @@ class PGD(_ModeKept, torchattacks.PGD):  # type: ignore[misc]
         training: bool = False,
         loss_scale: float = 1.0,
     ) -> None:
+        _check_settings(model, eps=eps, alpha=alpha, steps=steps, training=training, loss_scale=loss_scale)
+        check_flag("random_start", random_start)
         super().__init__(model, eps=eps, alpha=alpha, steps=steps, random_start=random_start)
         self._set_up(training=training, loss_scale=loss_scale)
 
@@ -190,6 +209,7 @@ class TRADESPGD(_ModeKept, torchattacks.TPGD):  # type: ignore[misc]
         training: bool = False,
         loss_scale: float = 1.0,
     ) -> None:
+        _check_settings(model, eps=eps, alpha=alpha, steps=steps, training=training, loss_scale=loss_scale)
         super().__init__(model, eps=eps, alpha=alpha, steps=steps)
         self._set_up(training=training, loss_scale=loss_scale)
 
@@ -224,6 +244,7 @@ def build(
     loss_scale: float = 1.0,
 ) -> PGD | TRADESPGD:
     """Build the training attack called `name` (`pgd` or `trades`) on `model`; arguments as for `PGD`."""
+    check_name("name", name)
     if name not in TRAINING_ATTACKS:
         raise ValueError(unknown("training attack", name, TRAINING_ATTACKS))
     return TRAINING_ATTACKS[name](

@@ -25,6 +25,7 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
+from iad_ext.checks import check_name, check_whole
 from iad_ext.files import parse_yaml, refuse_outside
 from iad_ext.names import unknown
 from iad_ext.randomness import stream
@@ -236,12 +237,15 @@ def load_splits(
         label_column: the column of labels.
 
     Raises:
-        ValueError: an argument is wrong (said before anything is loaded), or the data are: a column or split
+        TypeError: an argument is of the wrong kind (said before anything is loaded).
+        ValueError: an argument is out of range (likewise), or the data are: a column or split
             is not there, sizes differ, a label or image is missing or out of range.
         FileNotFoundError: there is no such folder.
         OSError: the data set cannot be had from the hub or its cache, or its files cannot be read.
     """
-    _check_arguments(selection, holdout=holdout, limit_train=limit_train, limit_test=limit_test)
+    columns = {"image_column": image_column, "label_column": label_column}
+    _check_arguments(selection, columns, holdout=holdout, limit_train=limit_train, limit_test=limit_test)
+    check_name("name", name)
     known = KNOWN.get(name)
     stored, origin = _fetch(name, path, revision, require_revision)
     train, test = _parts(stored, known, image_column, label_column)
@@ -276,13 +280,19 @@ def load_splits(
     return Splits(images["train"], images["validation"], images["test"], selection, provenance)
 
 
-def _check_arguments(selection: str, **counts: int | None) -> None:
+def _check_arguments(
+    selection: str, columns: Mapping[str, str | None], *, holdout: int, **limits: int | None
+) -> None:
+    check_name("selection", selection)
     if selection not in get_args(Selection):
         raise ValueError(unknown("selection", selection, get_args(Selection)))
-    for argument, count in counts.items():
-        if count is not None and count < 1:
-            hint = "; selection='test' holds nothing out" if argument == "holdout" else ""
-            raise ValueError(f"{argument} must be at least 1; got {count}{hint}")
+    check_whole("holdout", holdout, at_least=1, hint="; selection='test' holds nothing out")
+    for argument, count in limits.items():
+        if count is not None:
+            check_whole(argument, count, at_least=1)
+    for argument, column in columns.items():
+        if column is not None:
+            check_name(argument, column)
 
 
 def locate(
@@ -298,7 +308,10 @@ def locate(
         ValueError: there is no data set of that name, it has no revisions, or none was given that is required.
         FileNotFoundError: there is no such folder.
     """
-    if path is None and name not in KNOWN and Path(name).is_dir():
+    check_name("name", name)
+    if not isinstance(path, str | Path | None):
+        raise TypeError(f"path must be a folder, as a string or a Path; got {path!r}")
+    if path is None and name and name not in KNOWN and Path(name).is_dir():
         path = name
     if revision is not None and (path is not None or name == "digits"):
         what = "the embedded digits" if path is None else f"the local folder {path}"

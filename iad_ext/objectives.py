@@ -9,14 +9,15 @@ To add an objective, write one function that returns an `Objective` and put `@ro
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, ParamSpec
 
 import torch
+from torch import Tensor
 
 from iad_ext import reliability, terms
+from iad_ext.checks import check_flag, check_mapping, check_name, check_number
 from iad_ext.names import known_arguments, refuse_unknown, unknown
 from iad_ext.types import Labels, Logits, PerImage, Scalar
 
@@ -200,11 +201,14 @@ class Objective:
 
     def with_weights(self, weights: Weights | None) -> "Objective":
         """Return the objective with the named terms' weights replaced; 0 drops a term and its passes."""
+        if weights is None:
+            return self
+        check_mapping("weights", weights, '{"label": 0.5}')
         if not weights:
             return self
-        refuse_unknown(f"term of {self.name}", weights, [term.name for term in self.terms])
+        refuse_unknown(f"term in weights of {self.name}", weights, [term.name for term in self.terms])
         for name, weight in weights.items():
-            _check_number(f"weights[{name!r}]", weight, at_least=0)
+            check_number(f"weights[{name!r}]", weight, at_least=0)
         reweighted = tuple(replace(t, weight=float(weights.get(t.name, t.weight))) for t in self.terms)
         warmup = self.warmup
         if warmup is not None:
@@ -236,25 +240,16 @@ def _check_epoch(epoch: int) -> None:
         raise ValueError(f"epoch counts from 0 as an integer, got {epoch!r}")
 
 
-def _check_number(
-    name: str,
-    value: float,
-    *,
-    at_least: float = -math.inf,
-    above: float = -math.inf,
-    at_most: float = math.inf,
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
-    if not (at_least <= value <= at_most and value > above):
-        low = f"above {above:g}" if above > -math.inf else f"at least {at_least:g}"
-        high = f" and at most {at_most:g}" if at_most < math.inf else ""
-        raise ValueError(f"{name} must be {low}{high}, got {value:g}")
-
-
 def _check_shapes(outputs: Outputs, labels: Labels, needed: frozenset[str]) -> None:
     """Compare shapes and types only: reading a value would make the step wait for the device."""
-    shapes = {name: tuple(outputs.get(name).shape) for name in sorted(needed)}
+    if not isinstance(outputs, Outputs):
+        raise TypeError(f"outputs must be an iad_ext.Outputs(student_nat=…, …), got {type(outputs).__name__}")
+    passes = {name: outputs.get(name) for name in sorted(needed)}
+    for name, logits in passes.items():
+        if not isinstance(logits, Tensor) or not logits.is_floating_point():
+            came = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+            raise TypeError(f"outputs: {name} must be a floating tensor of logits, got {came}")
+    shapes = {name: tuple(logits.shape) for name, logits in passes.items()}
     first = next(iter(shapes))
     if len(shapes[first]) != 2:
         raise ValueError(f"logits must be (batch, classes), {first} is {shapes[first]}")
@@ -266,6 +261,8 @@ def _check_shapes(outputs: Outputs, labels: Labels, needed: frozenset[str]) -> N
         )
     if len(set(shapes.values())) > 1:
         raise ValueError(f"passes differ in their batch: {shapes}")
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor of integers, got {type(labels).__name__}")
     if labels.shape != shapes[first][:1] or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
             f"labels must be integers of shape {shapes[first][:1]}, got {labels.dtype} "
@@ -362,9 +359,10 @@ def build(name: str, **settings: object) -> Objective:
     """Build the objective called `name`, such as `build("iad2", beta=0.1)`.
 
     Raises:
-        ValueError: no objective has that name (the nearest one is suggested).
-        TypeError: the objective has no such argument.
+        ValueError: no objective has that name (the nearest one is suggested), or a value is out of range.
+        TypeError: the objective has no such argument, or a value is of the wrong kind.
     """
+    check_name("name", name)
     if name not in ROWS:
         raise ValueError(unknown("objective", name, ROWS))
     return ROWS[name](**settings)
@@ -397,8 +395,9 @@ def trades(
         detach_target: stop the gradient through S(x) in the KL. Costs robustness; off in the source.
         weights: replaces the weights of `label` and `self`.
     """
-    _check_number("self_weight", self_weight, at_least=0)
-    _check_number("tau", tau, above=0)
+    check_number("self_weight", self_weight, at_least=0)
+    check_number("tau", tau, above=0)
+    check_flag("detach_target", detach_target)
     return Objective(
         name="trades",
         terms=(
@@ -435,8 +434,8 @@ def ard_goldblum(
 
 
 def _ard(tau: float, label_weight: float, *, class_mean: bool) -> Objective:
-    _check_number("tau", tau, above=0)
-    _check_number("label_weight", label_weight, at_least=0, at_most=1)
+    check_number("tau", tau, above=0)
+    check_number("label_weight", label_weight, at_least=0, at_most=1)
     return Objective(
         name="ard",
         terms=(
@@ -497,7 +496,7 @@ def akd2_down(
 
     The paper gives no weight; α = P_T(x̃ | y)^β is our reading.
     """
-    _check_number("beta", beta, at_least=0)
+    check_number("beta", beta, at_least=0)
 
     def trust_where_wrong(teacher_adv: Logits, labels: Labels) -> PerImage:
         alpha = reliability.trust(teacher_adv, labels, beta=beta)
@@ -509,13 +508,13 @@ def akd2_down(
 
 
 def _akd2(tau: float, label_weight: float, teacher_weight: float, natural_teacher_weight: float) -> Objective:
-    _check_number("tau", tau, above=0)
+    check_number("tau", tau, above=0)
     for name, value in (
         ("label_weight", label_weight),
         ("teacher_weight", teacher_weight),
         ("natural_teacher_weight", natural_teacher_weight),
     ):
-        _check_number(name, value, at_least=0)
+        check_number(name, value, at_least=0)
     return Objective(
         name="akd2",
         terms=(
@@ -556,14 +555,14 @@ def _gamma_factor(gamma: Gamma) -> Factor:
         return _scheduled_gamma(gamma)
     if callable(gamma):
         return _computed_gamma(gamma)
-    _check_number("gamma", gamma, at_least=0)
+    check_number("gamma", gamma, at_least=0)
     return Factor(lambda _, __: float(gamma), reads_trust=False, formula=f"{gamma:g}")
 
 
 def _computed_gamma(gamma: Callable[[int], float]) -> Factor:
     def value_at(trust: PerImage | None, epoch: int) -> float:  # noqa: ARG001
         value = float(gamma(epoch))
-        _check_number(f"gamma at epoch {epoch}", value, at_least=0)
+        check_number(f"gamma at epoch {epoch}", value, at_least=0)
         return value
 
     return Factor(value_at, reads_trust=False, formula="γ(epoch)")
@@ -576,7 +575,7 @@ def _scheduled_gamma(schedule: Mapping[int, float]) -> Factor:
         )
     for start, value in schedule.items():
         _check_epoch(start)
-        _check_number(f"gamma from epoch {start}", value, at_least=0)
+        check_number(f"gamma from epoch {start}", value, at_least=0)
     starts = sorted(schedule, reverse=True)
 
     def value_at(trust: PerImage | None, epoch: int) -> float:  # noqa: ARG001
@@ -612,8 +611,12 @@ def introspect(
         detach_target: stop the gradient through S(x) in the introspection term; off in the paper.
         weights: replaces weights of the base's terms and of `self`.
     """
-    _check_number("beta", beta, at_least=0)
-    _check_number("introspection_tau", introspection_tau, above=0)
+    if not isinstance(base, Objective):
+        raise TypeError(f"base must be an Objective, such as objectives.ard(); got {base!r}")
+    check_number("beta", beta, at_least=0)
+    check_number("introspection_tau", introspection_tau, above=0)
+    check_flag("gate_teacher", gate_teacher)
+    check_flag("detach_target", detach_target)
     if isinstance(warmup_epochs, bool) or not isinstance(warmup_epochs, int) or warmup_epochs < 0:
         raise ValueError(f"warmup_epochs must be an integer ≥ 0, got {warmup_epochs!r}")
     if base.warmup is not None or base.trust_of is not None:

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from iad_ext.backbones import cifar, foreign
 from iad_ext.backbones.cifar import hold_normalisation, normalised
+from iad_ext.checks import check_flag, check_mapping, check_name, check_whole
 from iad_ext.files import parse_json, read_json, refuse_outside, write_whole
 from iad_ext.names import known_arguments, unknown
 from iad_ext.revisions import refuse_unpinned
@@ -133,11 +134,22 @@ def create_network(
         seed: makes the initial weights a function of it and leaves the global random state alone; None draws
             them from the global state.
         model_args: the network's own arguments (`depth=`, `width=`, `drop_rate=` …).
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: no network has that name, or a value is out of range.
     """
+    check_flag("pretrained", pretrained)
     _require_known(name, pretrained=pretrained)
     if pretrained:
         _refuse_unpinned_weights(name, require=False)
-    size = [image_size, image_size] if isinstance(image_size, int) else _plain(image_size)
+    check_whole("num_classes", num_classes, at_least=1)
+    if seed is not None:
+        check_whole("seed", seed, at_least=0)
+    for argument, values in (("mean", mean), ("std", std)):
+        if values is not None and (isinstance(values, str) or not hasattr(values, "__len__")):
+            raise TypeError(f"{argument} must be one number a channel, got {values!r}")
+    size = _checked_size(image_size)
     if size is not None and _has_fixed_size(name):
         model_args.setdefault("img_size", size)
     own = _architecture(name) in cifar.NAMES
@@ -149,6 +161,20 @@ def create_network(
     if size is not None:
         network.pretrained_cfg = network.pretrained_cfg | {"input_size": (_channels(network), *size)}
     return network if own else _in_pixel_space(network, mean=mean, std=std)
+
+
+def _checked_size(size: int | Sequence[int] | None) -> list[int] | None:
+    """Height and width in pixels."""
+    if size is None:
+        return None
+    if isinstance(size, str) or (not isinstance(size, int) and not hasattr(size, "__len__")):
+        raise TypeError(f"image_size must be a number of pixels, or (height, width); got {size!r}")
+    sides = [size, size] if isinstance(size, int) else list(size)
+    if len(sides) != 2:
+        raise ValueError(f"image_size must be a number of pixels, or (height, width); got {size!r}")
+    for side in sides:
+        check_whole("image_size", side, at_least=1)
+    return sides
 
 
 def num_classes_of(network: nn.Module) -> int:
@@ -187,6 +213,7 @@ def _architecture(name: str) -> str:
 
 
 def _require_known(name: str, *, pretrained: bool) -> None:
+    check_name("a network", name)
     architecture, _, tag = name.partition(".")
     if not timm.is_model(name):
         near = get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.6)
@@ -399,13 +426,25 @@ def load_network(
         key: the entry of a checkpoint that holds the weights, where it has several (`"ema"` …).
         model_args: more arguments of a bare checkpoint's network, as for `create_network` (`depth`, `mean`,
             `std` …).
+
+    Raises:
+        TypeError: an argument is of the wrong kind, or one that this source does not take.
+        ValueError: what is there is no such network, is broken, or was asked for as another.
+        FileNotFoundError: nothing is there.
     """
     if isinstance(source, nn.Module):
         return source
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
-            f"expected a network, a path or a name, got {type(source).__name__}; see help(load_network)"
+            f"source: expected a network, a path or a name, got {type(source).__name__}; see help(load_network)"
         )
+    for argument, given in (("architecture", architecture), ("revision", revision), ("key", key)):
+        if given is not None:
+            check_name(argument, given)
+    if num_classes is not None:
+        check_whole("num_classes", num_classes, at_least=1)
+    if model_args is not None:
+        check_mapping("model_args", model_args, '{"depth": 20}')
     name = os.fspath(source)
     path = Path(name.removeprefix(LOCAL)).expanduser()
     if not path.exists() and not name.startswith(HUB) and _looks_like_path(source):
