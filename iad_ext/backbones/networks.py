@@ -157,6 +157,13 @@ def architecture_of(network: nn.Module) -> str | None:
     return config.get("architecture") if isinstance(config, Mapping) else None
 
 
+def image_shape_of(network: nn.Module) -> tuple[int, int, int]:
+    """Return (channels, height, width) that `network` was made for; 3 × 32 × 32 where it does not say."""
+    config = getattr(_inner(network), "pretrained_cfg", None) or {}
+    channels, height, width = config.get("input_size", (3, 32, 32))
+    return int(channels), int(height), int(width)
+
+
 def _inner(network: nn.Module) -> nn.Module:
     """The network that timm built, out of `torch.compile`'s wrapper and ours."""
     network = getattr(network, "_orig_mod", network)
