@@ -42,7 +42,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 METADATA = "iad_ext"  # the key of this package's own data, in the configuration and in the weights' header
 FOREIGN_WEIGHTS = (WEIGHTS, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".tar", ".ckpt", ".bin", ".pkl")
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".t7", ".tar", ".ckpt", ".bin", ".pkl")
 HUB = ("hf-hub:", "hf_hub:")
 LOCAL = "local-dir:"
 
