@@ -73,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except CannotWriteError as error:
         _fail(CANNOT_WRITE, str(error))
     except KeyboardInterrupt:
-        _fail(STOPPED, "stopped by a signal")
+        _fail(STOPPED, "stopped by a signal; evaluate --out FILE goes on where it was when given again")
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(DONE)
@@ -372,7 +372,7 @@ class Evaluate:
     device: Annotated[str | None, _option(metavar="NAME")] = None
     """cpu, cuda, cuda:1 …; a GPU where there is one when not given."""
     out: Annotated[Path | None, _option(metavar="FILE")] = None
-    """Write the results, with their provenance, as JSON."""
+    """Write the results, with their provenance, as JSON; a measurement that was stopped then goes on where it was."""
     loading: OmitArgPrefixes[Loading] = field(default_factory=Loading)
 
     def run(self) -> int:
@@ -387,6 +387,7 @@ class Evaluate:
         _show(measured)
         if self.out is not None:
             self._write(self.out, network, images, measured)
+            shutil.rmtree(_kept_beside(self.out), ignore_errors=True)
         return DONE
 
     def _attacks(self) -> tuple[str, ...]:
@@ -488,7 +489,14 @@ class Evaluate:
 
         test = images.test.take(slice(0, self.limit)) if self.limit else images.test
         few = test.take(slice(0, self.aa_limit)) if self.aa_limit else test
-        measure = functools.partial(evaluate, network, eps=eps, seed=self.seed, batch_size=self.batch_size)
+        measure = functools.partial(
+            evaluate,
+            network,
+            eps=eps,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            state_folder=_kept_beside(self.out) if self.out is not None else None,
+        )
         if "aa" not in names or len(few) == len(test):
             return measure(test.images, test.labels, attacks=names)
         others = tuple(name for name in names if name != "aa")
@@ -514,6 +522,11 @@ class Evaluate:
         with _writing(out):
             files.write_json(out, content)
         print(f"{'results'.ljust(10)}{out}")
+
+
+def _kept_beside(out: Path) -> Path:
+    """Where an evaluation keeps what it has measured until it is written."""
+    return out.with_name(f".{out.name}.parts")
 
 
 def _require_writable(path: Path) -> None:

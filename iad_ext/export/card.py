@@ -229,7 +229,8 @@ def _training(record: Record) -> str:
         ("epochs", _epochs(record)),
         (
             "optimiser",
-            f"SGD, rate {train['lr']:g}, × {train['drop_factor']:g} at epochs {train['drops']}, momentum "
+            f"SGD, rate {train['lr']:g}, × {train['drop_factor']:g} at epochs {', '.join(map(str, train['drops']))}, "
+            "momentum "
             f"{train['momentum']:g}, weight decay {train['weight_decay']:g}, batches of {train['batch_size']}",
         ),
         (

@@ -1,5 +1,6 @@
 """What is known of a network beside its weights: read from its run folder, or from what `iad-ext evaluate` wrote."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -9,9 +10,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
+from iad_ext import settings as settings_
 from iad_ext.backbones import architecture_of, image_shape_of, load_network, num_classes_of, saved_metadata
 from iad_ext.data import KNOWN
 from iad_ext.evaluation import ATTACKS
@@ -155,7 +156,7 @@ def _of_run(source: Path) -> dict[str, Any]:
     }
     if run is None:
         return facts | {name: metadata[name] for name in FROM_EXPORT if metadata.get(name)}
-    settings = yaml.safe_load((run / "settings.yaml").read_text(encoding="utf-8"))
+    settings = dataclasses.asdict(settings_.from_yaml((run / "settings.yaml").read_text(encoding="utf-8")))
     environment = read_json(run / "environment.json")
     facts |= {
         "settings": settings,
