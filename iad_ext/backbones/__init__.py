@@ -4,6 +4,7 @@ Importing this registers the former, so that `timm.create_model("cifar_resnet18"
 """
 
 from iad_ext.backbones.networks import (
+    Loading,
     PixelSpace,
     architecture_of,
     create_network,
@@ -15,6 +16,7 @@ from iad_ext.backbones.networks import (
 )
 
 __all__ = [
+    "Loading",
     "PixelSpace",
     "architecture_of",
     "create_network",

@@ -21,7 +21,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import safetensors
 import safetensors.torch
@@ -351,6 +351,16 @@ def _json(value: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------ from files
+
+
+class Loading(TypedDict, total=False):
+    """What `load_network` takes besides a source, for functions that pass it on."""
+
+    architecture: str | None
+    num_classes: int | None
+    revision: str | None
+    key: str | None
+    model_args: Mapping[str, Any] | None
 
 
 @known_arguments

@@ -5,11 +5,11 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import huggingface_hub
 
-from iad_ext.backbones import save_network
+from iad_ext.backbones import Loading, save_network
 from iad_ext.export.card import model_card
 from iad_ext.export.record import Record
 from iad_ext.files import write_text
@@ -28,7 +28,8 @@ def to_folder(
     *,
     name: str | None = None,
     license: str | None = None,  # noqa: A002 (the hub's word)
-    **loading: Any,
+    results: str | os.PathLike[str] | None = None,
+    **loading: Unpack[Loading],
 ) -> Path:
     """Write a network in timm's layout with a model card: `model.safetensors`, `config.json`, `README.md`.
 
@@ -41,12 +42,13 @@ def to_folder(
         folder: made where it is missing; files of these names in it are replaced.
         name: what the card calls the model; the folder's name when None.
         license: the hub's word for the weights' licence (`mit` …), for the card.
-        loading: for a source by name, arguments of `Record.of` (`architecture`, `num_classes`, `results` …).
+        results: what `iad-ext evaluate --out` wrote for this network; goes before the run's own.
+        loading: for a source by name, arguments of `load_network` (`architecture`, `num_classes` …).
 
     Returns:
         The folder.
     """
-    record = source if isinstance(source, Record) else Record.of(source, **loading)
+    record = Record.of(source, results=results, **loading)
     folder = Path(folder)
     card = model_card(record, name=name or folder.resolve().name, license=license)
     save_network(record.network, folder, metadata=_public(record))

@@ -3,13 +3,13 @@
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import nn
 
-from iad_ext.backbones import image_shape_of, load_network
+from iad_ext.backbones import Loading, image_shape_of, load_network
 from iad_ext.export.record import Record
 from iad_ext.names import known_arguments
 
@@ -24,7 +24,7 @@ def to_onnx(
     *,
     image_size: int | tuple[int, int] | None = None,
     dynamic_batch: bool = True,
-    **loading: Any,
+    **loading: Unpack[Loading],
 ) -> float:
     """Write a network as an ONNX file and compare it with torch in onnxruntime.
 

@@ -7,13 +7,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
 from iad_ext import settings as settings_
-from iad_ext.backbones import architecture_of, image_shape_of, load_network, num_classes_of, saved_metadata
+from iad_ext.backbones import (
+    Loading,
+    architecture_of,
+    image_shape_of,
+    load_network,
+    num_classes_of,
+    saved_metadata,
+)
 from iad_ext.data import KNOWN
 from iad_ext.evaluation import ATTACKS
 from iad_ext.names import known_arguments
@@ -53,26 +60,27 @@ class Record:
     @known_arguments
     def of(
         cls,
-        source: str | os.PathLike[str],
-        architecture: str | None = None,
-        num_classes: int | None = None,
+        source: "str | os.PathLike[str] | Record",
         *,
         results: str | os.PathLike[str] | None = None,
-        **loading: Any,
+        **loading: Unpack[Loading],
     ) -> "Record":
         """Load a network and read what is known of it.
 
         Args:
-            source: anything that `load_network` takes by name.
-            architecture: as for `load_network`.
-            num_classes: as for `load_network`.
+            source: anything that `load_network` takes by name; a record is returned as it is.
             results: the file that `iad-ext evaluate --out` wrote for this network; goes before the run's own.
-            loading: more arguments of `load_network` (`revision`, `key`, `model_args`).
+            loading: arguments of `load_network` (`architecture`, `num_classes` …).
 
         Raises:
+            TypeError: an unknown argument, or one beside a record.
             ValueError: `results` is no such file, or is about other weights; the run's files are broken.
         """
-        network = load_network(source, architecture, num_classes, **loading)
+        if isinstance(source, Record):
+            if results is not None or loading:
+                raise TypeError("a record is loaded already; leave out the arguments for loading it")
+            return source
+        network = load_network(source, **loading)
         facts = _of_run(Path(os.fspath(source).removeprefix("local-dir:")).expanduser())
         if results is not None:
             facts |= _of_evaluation(Path(results), network)

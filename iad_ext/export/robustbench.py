@@ -3,8 +3,9 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from iad_ext.backbones import Loading
 from iad_ext.evaluation import images
 from iad_ext.export.record import Record
 from iad_ext.files import write_json, write_text
@@ -26,7 +27,8 @@ def robustbench_model_info(
     authors: str = "",
     venue: str = "",
     additional_data: bool = False,
-    **loading: Any,
+    results: str | os.PathLike[str] | None = None,
+    **loading: Unpack[Loading],
 ) -> Path:
     """Write `model_info/DATA/Linf/NAME.json` as RobustBench keeps it, and `robustbench_loader.py`.
 
@@ -39,7 +41,8 @@ def robustbench_model_info(
         authors: comma-separated.
         venue: where it appeared; RobustBench takes none for unpublished.
         additional_data: whether other images than the data set's had a part in training, a teacher's included.
-        loading: for a source by name, arguments of `Record.of`.
+        results: what `iad-ext evaluate --out` wrote for this network; goes before the run's own.
+        loading: for a source by name, arguments of `load_network`.
 
     Returns:
         The JSON file.
@@ -47,7 +50,7 @@ def robustbench_model_info(
     Raises:
         ValueError: natural accuracy or AutoAttack was not measured, or nobody knows on which data.
     """
-    record = source if isinstance(source, Record) else Record.of(source, **loading)
+    record = Record.of(source, results=results, **loading)
     folder = Path(folder)
     name = name or folder.resolve().name
     require_measured(record)

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Unpack
 
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from iad_ext.backbones import image_shape_of, load_network, num_classes_of
+from iad_ext.backbones import Loading, image_shape_of, load_network, num_classes_of
 from iad_ext.names import known_arguments
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -23,7 +23,7 @@ def as_art_classifier(
     optimizer: Optimizer | None = None,
     image_size: int | tuple[int, int] | None = None,
     device: str | None = None,
-    **loading: Any,
+    **loading: Unpack[Loading],
 ) -> PyTorchClassifier:
     """Return an ART `PyTorchClassifier` of any network, ready to be attacked, defended or trained.
 
