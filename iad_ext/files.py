@@ -53,7 +53,10 @@ def read_json(path: Path) -> Any:
         raise ValueError(
             f"expected at most {MOST_JSON >> 20} MiB of JSON, {path} has {path.stat().st_size} bytes"
         )
-    return parse_json(path.read_text(encoding="utf-8"))
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"expected JSON, but {path} cannot be read: {error}") from error
 
 
 def parse_json(text: str) -> Any:

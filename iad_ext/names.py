@@ -2,9 +2,9 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, Unpack, get_args, get_origin
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,10 +31,13 @@ def refuse_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> Non
 
 
 def known_arguments(function: Callable[P, T]) -> Callable[P, T]:
-    """Make an unknown keyword argument of `function` a TypeError that suggests the nearest known one."""
+    """Make an unknown keyword argument of `function` a TypeError that suggests the nearest known one.
+
+    What `**name: Unpack[SomeTypedDict]` passes on is known by that dictionary's keys.
+    """
     owner, _, last = function.__qualname__.rpartition(".")
     called = owner if last == "__init__" else last
-    parameters = [name for name in inspect.signature(function).parameters if name != "self"]
+    parameters = [name for name in _arguments(function) if name not in ("self", "cls")]
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -42,3 +45,11 @@ def known_arguments(function: Callable[P, T]) -> Callable[P, T]:
         return function(*args, **kwargs)
 
     return checked
+
+
+def _arguments(function: Callable[..., object]) -> Iterator[str]:
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD and get_origin(parameter.annotation) is Unpack:
+            yield from get_args(parameter.annotation)[0].__annotations__
+        else:
+            yield name

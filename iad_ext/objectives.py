@@ -379,7 +379,7 @@ def st(*, weights: Weights | None = None) -> Objective:
 
 @row
 def at(*, weights: Weights | None = None) -> Objective:
-    """Adversarial training (Madry et al. 2018): CE(S(x̃), y). The student is attacked in eval mode."""
+    """Adversarial training (Table 1; Madry et al. 2018): CE(S(x̃), y). The student is attacked in eval mode."""
     return Objective(name="at", terms=(_label("adv", 1.0),), attack_training=False).with_weights(weights)
 
 
@@ -387,7 +387,7 @@ def at(*, weights: Weights | None = None) -> Objective:
 def trades(
     *, self_weight: float = 6.0, tau: float = 1.0, detach_target: bool = False, weights: Weights | None = None
 ) -> Objective:
-    """TRADES (Zhang et al. 2019): CE(S(x), y) + 6 · τ² KL(S(x) → S(x̃); τ).
+    """TRADES (Table 1; Zhang et al. 2019): CE(S(x), y) + 6 · τ² KL(S(x) → S(x̃); τ).
 
     Args:
         self_weight: 1/λ of the TRADES paper, `beta` of its code.
@@ -411,7 +411,7 @@ def trades(
 
 @row
 def ard(*, tau: float = 1.0, label_weight: float = 0.0, weights: Weights | None = None) -> Objective:
-    """ARD (Goldblum et al. 2020, as the paper runs it): λ CE(S(x), y) + (1 − λ) τ² KL(T_at(x) → S(x̃); τ).
+    """ARD (Table 1; Goldblum et al. 2020, as the paper runs it): λ CE(S(x), y) + (1 − λ) τ² KL(T_at(x) → S(x̃); τ).
 
     Args:
         tau: distillation temperature τ > 0.
@@ -455,7 +455,7 @@ def akd2(
     natural_teacher_weight: float = 0.25,
     weights: Weights | None = None,
 ) -> Objective:
-    """AKD2 (Chen et al. 2021, as the paper runs it).
+    """AKD2 (Table 1; Chen et al. 2021, as the paper runs it).
 
     λ₁ CE(S(x̃), y) + λ₂ τ² KL(T_at(x̃) → S(x̃); τ) + λ₃ τ² KL(T_st(x̃) → S(x̃); τ).
 
@@ -674,7 +674,7 @@ def iad1(
     detach_target: bool = False,
     weights: Weights | None = None,
 ) -> Objective:
-    """IAD-I = introspect(ARD): λ CE(S(x), y) + (1 − λ) [τ² KL(T_at(x) → S(x̃); τ) + γ KL(S(x) → S(x̃))].
+    """IAD-I = introspect(ARD) (Table 1; Eq. 5): λ CE(S(x), y) + (1 − λ) [τ² KL(T_at(x) → S(x̃); τ) + γ KL(S(x) → S(x̃))].
 
     Source: Eq. 5 with footnote 1 and the released code: the teacher term is not weighed by α, and τ² stands
     before the teacher term only. Arguments as for `ard` and `introspect`; the default warm-up is CIFAR-10's,
@@ -733,7 +733,7 @@ def iad2(
     detach_target: bool = False,
     weights: Weights | None = None,
 ) -> Objective:
-    """IAD-II = introspect(AKD2), its adversarial teacher weighed by α (Eq. 6).
+    """IAD-II = introspect(AKD2), its adversarial teacher weighed by α (Table 1; Eq. 6).
 
     λ₁ CE(S(x̃), y) + λ₂ τ² [α KL(T_at(x̃) → S(x̃); τ) + γ KL(S(x) → S(x̃))] + λ₃ τ² KL(T_st(x̃) → S(x̃); τ).
     Arguments as for `akd2` and `introspect`; the default warm-up is CIFAR-10's, for 200 epochs.

@@ -25,7 +25,7 @@ from iad_ext.backbones import create_network, load_network, save_network
 from iad_ext.batches import Batches, share
 from iad_ext.checkpoint import Checkpoint, CheckpointError
 from iad_ext.data import ImageSet
-from iad_ext.evaluation import accuracy_under, evaluate, format_table
+from iad_ext.evaluation import accuracy_under, evaluate, format_table, with_autoattack
 from iad_ext.loop import Engine, TrainingStopped, accelerator_for
 from iad_ext.objectives import ADVERSARIAL_PASSES
 from iad_ext.plan import Plan
@@ -662,17 +662,8 @@ class Run:
         others = tuple(name for name in self.plan.attacks if name != "aa")
         result = measure(few.images, few.labels, attacks=("aa",))
         if others:
-            result = _merged(measure(everything.images, everything.labels, attacks=others), result)
+            result = with_autoattack(measure(everything.images, everything.labels, attacks=others), result)
         return result
-
-
-def _merged(others: dict[str, Any], aa: dict[str, Any]) -> dict[str, Any]:
-    """One result from attacks on all images and AutoAttack on the first of them; `n_aa` says how many."""
-    merged = others | {"aa": aa["aa"], "n_aa": aa["n"], "flags": [*others["flags"], *aa["flags"]]}
-    for key in ("robust", "interval"):
-        merged[key] = others[key] | {"aa": aa[key]["aa"]}
-    merged["protocol"] = others["protocol"] | {"aa": aa["protocol"]}
-    return merged
 
 
 def _changed(before: Settings, now: Settings) -> list[Change]:

@@ -31,12 +31,11 @@ from iad_ext.settings import (
     objective_arguments,
     option,
     override,
-    parse_fraction,
     scaled,
-    show_fraction,
     to_yaml,
     weights_of,
 )
+from iad_ext.units import parse_fraction, show_fraction
 
 RECIPES = recipe_files.names()
 

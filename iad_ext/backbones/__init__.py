@@ -4,10 +4,12 @@ Importing this registers the former, so that `timm.create_model("cifar_resnet18"
 """
 
 from iad_ext.backbones.networks import (
+    Loading,
     PixelSpace,
     architecture_of,
     create_network,
     hub_source,
+    image_shape_of,
     load_network,
     num_classes_of,
     save_network,
@@ -15,10 +17,12 @@ from iad_ext.backbones.networks import (
 )
 
 __all__ = [
+    "Loading",
     "PixelSpace",
     "architecture_of",
     "create_network",
     "hub_source",
+    "image_shape_of",
     "load_network",
     "num_classes_of",
     "save_network",

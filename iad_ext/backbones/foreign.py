@@ -49,13 +49,18 @@ ENTRIES = (
     "state_dict_ema",
     "model_ema",
 )
-# what wrappers (DataParallel, torch.compile, normalising models) put before every name
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+# what wrappers (DataParallel, torch.compile, ARD's and IAD's AttackPGD, nn.Sequential(normalisation, network)) put
+# before every name
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "basic_net.", "1.")
 # what weights are made of; anything else (quantised, sparse, eight-bit floats) is not a network's as it stands
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
-# how networks that normalise inside call the buffers: RobustBench's say mu and sigma
-NORMALISATIONS = (("mean", "std"), ("mu", "sigma"))
+# how networks that normalise inside call the buffers: RobustBench's say mu and sigma, or mean and std in a layer
+# `normalize` before the network; MadryLab's robustness says new_mean and new_std in `normalizer`
+NORMALISATIONS = (("mean", "std"), ("mu", "sigma"), ("new_mean", "new_std"))
+NORMALISERS = ("", "normalize.", "normalizer.", "0.")
+# a second copy of the network, which robustness keeps to attack it
+COPIES = ("attacker.",)
 
 
 def read_state(path: Path, *, key: str | None = None) -> State:
@@ -243,11 +248,25 @@ def _find_state(content: Any, path: Path, key: str | None) -> State:
 
 def _without_wrappers(state: State) -> State:
     """Drop the prefixes that every name has, and what the TRADES code builds and never uses."""
-    normalisation = {name: state.pop(name) for pair in NORMALISATIONS for name in pair if name in state}
-    while (prefix := _shared_prefix(state)) is not None:
+    normalisation: State = {}
+    while True:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(COPIES)}
+        normalisation |= _pop_normalisation(state)
+        prefix = _shared_prefix(state)
+        if prefix is None:
+            break
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     state = {name: tensor for name, tensor in state.items() if not name.startswith("sub_block1.")}
     return state | normalisation
+
+
+def _pop_normalisation(state: State) -> State:
+    """Take the normalisation that stands beside or before the network, by its plain names; none if there is none."""
+    for before in NORMALISERS:
+        for pair in NORMALISATIONS:
+            if all(before + name in state for name in pair):
+                return {name: state.pop(before + name) for name in pair}
+    return {}
 
 
 def _shared_prefix(state: State) -> str | None:

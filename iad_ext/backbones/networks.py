@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import huggingface_hub
 import safetensors
@@ -52,7 +52,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 METADATA = "iad_ext"  # the key of this package's own data, in the configuration and in the weights' header
 FOREIGN_WEIGHTS = (WEIGHTS, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".tar", ".ckpt", ".bin", ".pkl")
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".t7", ".tar", ".ckpt", ".bin", ".pkl")
 HUB = ("hf-hub:", "hf_hub:")
 LOCAL = "local-dir:"
 MOST_OF_A_NUMBER = (
@@ -195,6 +195,13 @@ def architecture_of(network: nn.Module) -> str | None:
     """Return the name in timm's registry that `network` was built from; None if it was not."""
     config = getattr(_inner(network), "pretrained_cfg", None)
     return config.get("architecture") if isinstance(config, Mapping) else None
+
+
+def image_shape_of(network: nn.Module) -> tuple[int, int, int]:
+    """Return (channels, height, width) that `network` was made for; 3 × 32 × 32 where it does not say."""
+    config = getattr(_inner(network), "pretrained_cfg", None) or {}
+    channels, height, width = config.get("input_size", (3, 32, 32))
+    return int(channels), int(height), int(width)
 
 
 def _inner(network: nn.Module) -> nn.Module:
@@ -390,6 +397,16 @@ def _json(value: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------ from files
+
+
+class Loading(TypedDict, total=False):
+    """What `load_network` takes besides a source, for functions that pass it on."""
+
+    architecture: str | None
+    num_classes: int | None
+    revision: str | None
+    key: str | None
+    model_args: Mapping[str, Any] | None
 
 
 @known_arguments

@@ -10,7 +10,17 @@ import torch
 from iad_ext.provenance import cpu_name
 from iad_ext.types import Flags
 
-COLUMNS = ("natural", "fgsm", "fgsm_plain", "pgd10", "pgd20", "cw_inf", "aa")
+# the attacks in the order of a table's columns, as people call them
+TITLES = {
+    "natural": "natural",
+    "fgsm": "FGSM",
+    "fgsm_plain": "FGSM, no random start",
+    "pgd10": "PGD-10",
+    "pgd20": "PGD-20",
+    "cw_inf": "CW∞",
+    "aa": "AutoAttack",
+}
+COLUMNS = tuple(TITLES)
 
 
 def percent(flags: Flags) -> float:
@@ -44,6 +54,15 @@ def hardware(device: torch.device) -> str:
 def images(result: Mapping[str, Any], attack: str) -> int:
     """On how many images `attack` was run: `n`, or `n_ATTACK` where that attack took fewer."""
     return int(result.get(f"n_{attack}", result["n"]))
+
+
+def with_autoattack(others: dict[str, Any], aa: dict[str, Any]) -> dict[str, Any]:
+    """One result from attacks on all images and AutoAttack on the first of them; `n_aa` says how many."""
+    merged = others | {"aa": aa["aa"], "n_aa": aa["n"], "flags": [*others["flags"], *aa["flags"]]}
+    for key in ("robust", "interval"):
+        merged[key] = others[key] | {"aa": aa[key]["aa"]}
+    merged["protocol"] = others["protocol"] | {"aa": aa["protocol"]}
+    return merged
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,0 +1,772 @@
+"""The command line `iad-ext`. Training has its own: the recipes.
+
+Each subcommand is a dataclass whose fields are its options and whose `run` does it and returns the exit code. What is
+heavy is imported in `run`, so that `--help` answers at once and the doctor works where torch does not.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import os
+import re
+import shutil
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
+
+import tyro
+import yaml
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
+
+from iad_ext.names import unknown
+from iad_ext.units import parse_fraction, show_fraction
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from iad_ext.data import Splits
+
+DONE, DEFECT, WRONG_INPUT, CANNOT_WRITE, STOPPED, TO_MEND = 0, 1, 2, 4, 5, 6
+# a line that begins with a space keeps its break in tyro's help
+EXIT_CODES = """Exit codes:
+  0  done
+  1  a defect of this program
+  2  wrong input
+  4  a result cannot be written
+  5  stopped by a signal
+  6  the doctor found something to mend
+(3, training that stopped, is the recipes' own.)"""
+SHELLS = ("bash", "zsh")
+EXPORTS = ("timm", "safetensors", "onnx", "robustbench")
+POSITIONAL = get_args(Positional[str])[1]  # tyro's mark
+WIDEST = 110  # longer lines are hard to read, however wide the terminal
+
+
+def _option(metavar: str) -> Any:
+    """An option whose help says in words what happens without it."""
+    return arg(metavar=metavar, help_behavior_hint="")
+
+
+class WrongInputError(Exception):
+    """What was asked for cannot be done; the message says what to change."""
+
+
+class CannotWriteError(Exception):
+    """A result cannot be written."""
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit. Exit codes: see `EXIT_CODES`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # formulas on a terminal that has no Greek
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(_command(list(sys.argv[1:] if args is None else args)).run())
+    except WrongInputError as error:
+        _fail(WRONG_INPUT, str(error))
+    except CannotWriteError as error:
+        _fail(CANNOT_WRITE, str(error))
+    except KeyboardInterrupt:
+        _fail(STOPPED, "stopped by a signal; evaluate --out FILE goes on where it was when given again")
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(DONE)
+
+
+def _fail(code: int, message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _input() -> Iterator[None]:
+    """What goes wrong in here is the input's fault."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise WrongInputError(_as_options(str(error))) from error
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CannotWriteError(f"cannot write {path}: {error}") from error
+
+
+def _as_options(message: str) -> str:
+    """The library's arguments in a message as the command line spells them."""
+    message = re.sub(r"architecture='([\w.]+)'", r"--architecture \1", message)
+    message = re.sub(r"\barchitecture=…", "--architecture NAME", message)
+    message = re.sub(r",? (?:and )?num_classes=(\d+)", r" --num-classes \1", message)
+    message = re.sub(r",? (?:and )?num_classes=…", " --num-classes N", message)
+    message = re.sub(r",? model_args=\{([^}]*)\}", lambda found: _model_args_as_option(found[1]), message)
+    return re.sub(r"\bkey=…", "--key ENTRY", message)
+
+
+def _model_args_as_option(inside: str) -> str:
+    values = yaml.safe_load("{" + inside + "}")
+    return " --model-args " + " ".join(f"{name}={str(value).lower()}" for name, value in values.items())
+
+
+def _width() -> int:
+    return min(WIDEST, shutil.get_terminal_size().columns)
+
+
+def _wrapped(text: str, *, first: str = "", rest: str = "") -> str:
+    return textwrap.fill(
+        text,
+        _width(),
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+# ------------------------------------------------------------------------------------------- doctor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Is this machine ready? Versions, devices, precision, traps, cache; each problem with its fix."""
+
+    probe: bool = True
+    """Leave out what takes some seconds: timing a ResNet-18 to see which precision pays off."""
+
+    def run(self) -> int:
+        """Print what was found."""
+        from iad_ext import doctor
+
+        findings = doctor.examine(doctor.gather(probe=self.probe))
+        print(doctor.report(findings, width=_width()))
+        return TO_MEND if any(finding.level == "mend" for finding in findings) else DONE
+
+
+# ------------------------------------------------------------------------------------------- objectives
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objectives:
+    """The training objectives with their formulas; with a NAME, all about that one."""
+
+    name: Annotated[Positional[str | None], _option(metavar="[NAME]")] = None
+    """One of them."""
+
+    def run(self) -> int:
+        """Print them."""
+        from iad_ext.objectives import ROWS
+
+        if self.name is None:
+            for name in ROWS:
+                print(_objective_in_short(name))
+            print(
+                _wrapped(
+                    "α = P_T(x̃|y)^β, the trust in the teacher on an image. iad-ext objectives NAME tells all."
+                )
+            )
+        elif self.name in ROWS:
+            print(_objective_in_full(self.name))
+        else:
+            raise WrongInputError(unknown("objective", self.name, ROWS))
+        return DONE
+
+
+SYMBOLS = {
+    "student_nat": "S(x)",
+    "student_adv": "S(x̃)",
+    "teacher_nat": "T_at(x)",
+    "teacher_adv": "T_at(x̃)",
+    "natural_teacher_adv": "T_st(x̃)",
+}
+
+
+def _objective_in_short(name: str) -> str:
+    from iad_ext import objectives
+
+    objective = objectives.ROWS[name]()
+    title = _paragraphs(objectives.ROWS[name])[0]
+    indent = " " * 14
+    lines = [
+        _wrapped_formula(objective.formula, first=name.ljust(14), rest=indent),
+        _wrapped(f"passes {_passes(objective)}", first=indent, rest=indent + "  "),
+        _wrapped(title.partition(":")[0].rstrip("."), first=indent, rest=indent),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped_formula(formula: str, *, first: str, rest: str) -> str:
+    """A formula in lines that break before a plus only."""
+    whole = " ".join(f"+ {term}".replace(" ", "\xa0") for term in formula.split(" + ")).removeprefix("+\xa0")
+    return _wrapped(whole, first=first, rest=rest).replace("\xa0", " ")
+
+
+def _passes(objective: Any) -> str:
+    def said(epoch: int) -> str:
+        needed = objective.needs(epoch)
+        return ", ".join(symbol for name, symbol in SYMBOLS.items() if name in needed)
+
+    if not objective.warmup_epochs:
+        return said(0)
+    return f"{said(objective.warmup_epochs)}; in warm-up ({objective.warmup_epochs} epochs) {said(0)}"
+
+
+def _paragraphs(constructor: Any) -> list[str]:
+    return [" ".join(part.split()) for part in (inspect.getdoc(constructor) or "").split("\n\n")]
+
+
+def _objective_in_full(name: str) -> str:
+    from iad_ext import objectives
+
+    constructor = objectives.ROWS[name]
+    objective = constructor()
+    indent = " " * 10
+    lines = [name, "", inspect.getdoc(constructor) or "", ""]
+    lines += [_wrapped_formula(objective.formula, first="formula".ljust(10), rest=indent)]
+    facts = [("passes", _passes(objective)), ("attack", objective.attack)]
+    lines += [_wrapped(said, first=title.ljust(10), rest=indent) for title, said in facts]
+    settings = [p for p in inspect.signature(constructor).parameters.values() if p.name != "weights"]
+    if settings:
+        lines += ["", "settings of a recipe, with this objective's defaults:"]
+        width = max(len(p.name) for p in settings) + 15
+        lines += [
+            f"  {f'--objective.{p.name}'.replace('_', '-').ljust(width)}  {p.default}" for p in settings
+        ]
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------- recipes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes:
+    """The paper's recipes: list them, or copy them out, to run with accelerate launch and to change."""
+
+    copy: Annotated[Path | None, _option(metavar="DIR")] = None
+    """Copy them into this folder."""
+    force: bool = False
+    """Replace files of the same name there."""
+
+    def run(self) -> int:
+        """List or copy."""
+        folder = _recipes_folder()
+        if self.copy is None:
+            self._list(folder)
+        else:
+            self._copy(folder, self.copy)
+        return DONE
+
+    def _list(self, folder: Path) -> None:
+        import ast
+
+        files = sorted(folder.glob("*.py"))
+        column = max(len(file.stem) for file in files) + 2
+        for file in files:
+            said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            title = said.partition("\n")[0].replace("`", "")
+            print(_wrapped(title, first=file.stem.ljust(column), rest=" " * column))
+        print()
+        print(
+            _wrapped(
+                "iad-ext recipes --copy recipes copies them; then: accelerate launch recipes/at_resnet18.py --help"
+            )
+        )
+
+    def _copy(self, folder: Path, into: Path) -> None:
+        files = [file.relative_to(folder) for file in sorted(folder.rglob("*.py"))]
+        there = [str(into / file) for file in files if (into / file).exists()]
+        if there and not self.force:
+            raise WrongInputError(
+                f"{there[0]} exists{f' and {len(there) - 1} more' if len(there) > 1 else ''}; give another folder, "
+                "or --force to replace them"
+            )
+        with _writing(into):
+            for file in files:
+                (into / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / file, into / file)
+        print(f"{len(files)} files in {into}; try: accelerate launch {into / 'at_resnet18.py'} --dry-run")
+
+
+def _recipes_folder() -> Path:
+    """Where the recipes are: inside an installed package, or beside the package in its source tree."""
+    package = Path(__file__).parent
+    for folder in (package / "_recipes", package.parent / "recipes"):
+        if (folder / "at_resnet18.py").is_file():
+            return folder
+    raise WrongInputError(f"this installation in {package} has no recipes; install iad-ext again")
+
+
+# ------------------------------------------------------------------------------------------- networks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """What a MODEL needs to be loaded; a run folder, a saved folder and a timm name need nothing."""
+
+    architecture: Annotated[str | None, _option(metavar="NAME")] = None
+    """A bare checkpoint's name in timm's registry, such as cifar_resnet18."""
+    num_classes: Annotated[int | None, _option(metavar="N")] = None
+    """A bare checkpoint's number of classes, where its last layer does not say."""
+    model_args: Annotated[tuple[str, ...], _option(metavar="NAME=VALUE …")] = ()
+    """More arguments of a bare checkpoint's network: depth=28 width=10, mean=[0.49,0.48,0.45]."""
+    key: Annotated[str | None, _option(metavar="ENTRY")] = None
+    """The entry of a checkpoint that holds the weights, where it has several."""
+    revision: Annotated[str | None, _option(metavar="COMMIT")] = None
+    """Of hf-hub:OWNER/NAME."""
+
+    def arguments(self) -> dict[str, Any]:
+        """As `load_network` takes them."""
+        values: dict[str, Any] = {}
+        for text in self.model_args:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise WrongInputError(f"--model-args takes NAME=VALUE, got {text!r}")
+            values[name] = yaml.safe_load(value)
+        given = {"architecture": self.architecture, "num_classes": self.num_classes}
+        optional = {"revision": self.revision, "key": self.key, "model_args": values or None}
+        return given | {name: value for name, value in optional.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which test images; a run folder's own when not given."""
+
+    name: Annotated[str | None, _option(metavar="NAME")] = None
+    """cifar10, cifar100, tiny-imagenet, digits, or a Hugging Face data set id."""
+    path: Annotated[Path | None, _option(metavar="DIR")] = None
+    """Folder that holds the data set, for work without a network."""
+    revision: Annotated[str | None, _option(metavar="COMMIT")] = None
+    """Commit of the data set on the hub."""
+    image_column: Annotated[str | None, _option(metavar="NAME")] = None
+    """Column of the images; found by its type when not given."""
+    label_column: Annotated[str | None, _option(metavar="NAME")] = None
+    """Column of the labels; found by its type when not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a network: natural accuracy, FGSM, PGD-20, CW∞, AutoAttack, signs of masked gradients."""
+
+    model: Annotated[Positional[str], _option(metavar="MODEL")]
+    """Run folder, folder in timm's layout, checkpoint file, timm name, or hf-hub:OWNER/NAME."""
+    data: Data = field(default_factory=Data)
+    attacks: Annotated[str, arg(metavar="LIST")] = "natural,fgsm,pgd20,cw_inf,aa"
+    """Comma-separated: natural, fgsm, fgsm_plain, pgd10, pgd20, cw_inf, aa."""
+    eps: Annotated[str | None, _option(metavar="PIXELS")] = None
+    """L∞ radius in pixels of [0, 1]; the run's own when not given, else 8/255 (0.1 for digits)."""
+    limit: Annotated[int | None, _option(metavar="N")] = None
+    """Measure on the first so many test images; all of them when not given."""
+    aa_limit: Annotated[int | None, _option(metavar="N")] = None
+    """AutoAttack on the first so many: on a CPU it takes a ResNet-18 a minute an image."""
+    batch_size: Annotated[int, arg(metavar="N")] = 250
+    """Images at a time; AutoAttack's result depends on it a little."""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """Seed of the random starts."""
+    device: Annotated[str | None, _option(metavar="NAME")] = None
+    """cpu, cuda, cuda:1 …; a GPU where there is one when not given."""
+    out: Annotated[Path | None, _option(metavar="FILE")] = None
+    """Write the results, with their provenance, as JSON; a measurement that was stopped then goes on where it was."""
+    loading: OmitArgPrefixes[Loading] = field(default_factory=Loading)
+
+    def run(self) -> int:
+        """Load, measure, print, write."""
+        if self.out is not None:
+            _require_writable(self.out)
+        with _input():
+            names = self._attacks()
+            network, images, eps, device = self._prepared()
+            self._announce(network, images, eps, device)
+            measured = self._measure(network, images, names, eps)
+        _show(measured)
+        if self.out is not None:
+            self._write(self.out, network, images, measured)
+            shutil.rmtree(_kept_beside(self.out), ignore_errors=True)
+        return DONE
+
+    def _attacks(self) -> tuple[str, ...]:
+        from iad_ext.evaluation import ATTACKS
+
+        names = tuple(name.strip() for name in self.attacks.split(",") if name.strip())
+        for name in names:
+            if name not in ATTACKS:
+                raise ValueError(unknown("attack in --attacks", name, ATTACKS))
+        if not names:
+            raise ValueError(f"--attacks takes some of {', '.join(ATTACKS)}; got none")
+        for option, value in (
+            ("limit", self.limit),
+            ("aa-limit", self.aa_limit),
+            ("batch-size", self.batch_size),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"--{option} must be at least 1, got {value}")
+        if self.eps is not None and not 0 < parse_fraction(self.eps) < 1:
+            raise ValueError(
+                f"--eps is in pixels of [0, 1], such as 8/255; got {self.eps}, which is outside (0, 1)"
+            )
+        return names
+
+    def _prepared(self) -> "tuple[nn.Module, Splits, float, str]":
+        """The network on its device, the images, and the radius."""
+        import torch
+
+        from iad_ext.backbones import load_network, num_classes_of
+        from iad_ext.data import load_splits
+
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"--device {device}: {str(error).partition(chr(10))[0]}") from error
+        network = load_network(self.model, **self.loading.arguments())
+        asked, eps = (
+            _of_run(Path(self.model)) if self.data.name is None and self.data.path is None else (None, None)
+        )
+        data = self.data if asked is None else asked
+        name = data.name or (str(data.path) if data.path is not None else None)
+        if name is None:
+            raise ValueError(
+                f"{self.model} does not say which images it is for; give --data.name cifar10, or another, and "
+                "--data.path DIR where there is no network"
+            )
+        # only the test images are wanted; one training image tells what the classes are
+        images = load_splits(
+            name,
+            path=data.path,
+            revision=data.revision,
+            selection="test",
+            limit_train=1,
+            image_column=data.image_column,
+            label_column=data.label_column,
+        )
+        classes = num_classes_of(network)
+        if classes != images.num_classes:
+            raise ValueError(
+                f"{self.model} has {classes} classes, {name} has {images.num_classes}; evaluate it on the data that it "
+                "was trained for"
+            )
+        radius = parse_fraction(self.eps) if self.eps is not None else eps or _usual_eps(name)
+        return network.to(device), images, radius, device
+
+    def _announce(self, network: "nn.Module", images: "Splits", eps: float, device: str) -> None:
+        from iad_ext.backbones import architecture_of, num_classes_of
+        from iad_ext.evaluation import hardware
+
+        parameters = sum(p.numel() for p in network.parameters())
+        n = min(len(images.test), self.limit or len(images.test))
+        note = images.provenance.get("encoding_note")
+        rows = [
+            ("network", f"{architecture_of(network) or type(network).__name__} from {self.model}, "
+             f"{num_classes_of(network)} classes, {parameters / 1e6:.2f} M parameters"),
+            ("images", f"{n} test images of {images.provenance['name']}" + (f" ({note})" if note else "")),
+            ("attacks", f"L∞ radius {show_fraction(eps)}, seed {self.seed}, on {hardware(_device_of(network))}"),
+        ]  # fmt: skip
+        for title, said in rows:
+            print(_wrapped(said, first=title.ljust(10), rest=" " * 10))
+        attacked = min(n, self.aa_limit or n)
+        if "aa" in self.attacks and device == "cpu" and attacked > 100:
+            print(
+                _wrapped(
+                    f"AutoAttack on {attacked} images can take many hours on a CPU; --aa-limit N takes fewer",
+                    first="note".ljust(10),
+                    rest=" " * 10,
+                )
+            )
+        sys.stdout.flush()
+
+    def _measure(
+        self, network: "nn.Module", images: "Splits", names: tuple[str, ...], eps: float
+    ) -> dict[str, Any]:
+        import functools
+
+        from iad_ext.evaluation import evaluate, with_autoattack
+
+        test = images.test.take(slice(0, self.limit)) if self.limit else images.test
+        few = test.take(slice(0, self.aa_limit)) if self.aa_limit else test
+        measure = functools.partial(
+            evaluate,
+            network,
+            eps=eps,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            state_folder=_kept_beside(self.out) if self.out is not None else None,
+        )
+        if "aa" not in names or len(few) == len(test):
+            return measure(test.images, test.labels, attacks=names)
+        others = tuple(name for name in names if name != "aa")
+        result = measure(few.images, few.labels, attacks=("aa",))
+        return (
+            with_autoattack(measure(test.images, test.labels, attacks=others), result) if others else result
+        )
+
+    def _write(self, out: Path, network: "nn.Module", images: "Splits", measured: Mapping[str, Any]) -> None:
+        from iad_ext import files, provenance
+        from iad_ext.backbones import architecture_of, num_classes_of
+        from iad_ext.provenance import digest
+
+        content = {
+            "source": self.model,
+            "architecture": architecture_of(network),
+            "num_classes": num_classes_of(network),
+            "weights": digest(network.state_dict()),
+            "measured": {key: value for key, value in measured.items() if key != "robust"},
+            "data": dict(images.provenance),
+            "environment": provenance.environment(),
+        }
+        with _writing(out):
+            files.write_json(out, content)
+        print(f"{'results'.ljust(10)}{out}")
+
+
+def _kept_beside(out: Path) -> Path:
+    """Where an evaluation keeps what it has measured until it is written."""
+    return out.with_name(f".{out.name}.parts")
+
+
+def _require_writable(path: Path) -> None:
+    """Before hours of attacks, not after them."""
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise CannotWriteError(
+            f"cannot write {path}: it is a folder, or its folder is missing or closed to you"
+        )
+
+
+def _of_run(source: Path) -> tuple[Data | None, float | None]:
+    """The images and the radius that a run folder was measured on; nothing for what is no run folder."""
+    from iad_ext import settings as settings_
+    from iad_ext.export.record import run_folder_of
+
+    folder = run_folder_of(source)
+    if folder is None:
+        return None, None
+    settings = settings_.from_yaml((folder / "settings.yaml").read_text(encoding="utf-8"))
+    fields = {f.name: getattr(settings.data, f.name) for f in dataclasses.fields(Data)}
+    return Data(**fields), settings.eval.eps
+
+
+def _usual_eps(name: str) -> float:
+    from iad_ext.attacks import EPS
+    from iad_ext.settings import OF_DATA
+
+    return float(OF_DATA.get(name, {}).get("eval.eps", EPS))
+
+
+def _device_of(network: "nn.Module") -> Any:
+    """Where a network is."""
+    return next(network.parameters()).device
+
+
+def _show(measured: Mapping[str, Any]) -> None:
+    """One network's results: a row an attack, then what casts doubt on them, in plain words."""
+    from iad_ext.evaluation import ATTACKS, TITLES, images
+
+    print(f"\n{'':<22}{'accuracy':>9}   {'95% interval':<16}{'images':>7}")
+    for attack in ATTACKS:
+        if attack in measured:
+            low, high = measured["interval"][attack]
+            print(
+                f"{TITLES[attack]:<22}{measured[attack]:>8.2f}%   {f'{low:.2f} to {high:.2f}':<16}"
+                f"{images(measured, attack):>7}"
+            )
+    print()
+    for flag in measured["flags"]:
+        about = "" if flag["attack"] == "*" else f" ({TITLES[flag['attack']]})"
+        print(_wrapped(f"{flag['flag']}{about}: {flag['detail']}.", first="! ", rest="  "))
+    if not measured["flags"] and measured["robust"].keys() - {"natural"}:
+        print(_wrapped("No sign of masked gradients, which is no proof that there is none."))
+
+
+# ------------------------------------------------------------------------------------------- export
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """What RobustBench wants to know of the paper."""
+
+    title: Annotated[str | None, _option(metavar="TEXT")] = None
+    """Its title."""
+    link: Annotated[str, _option(metavar="URL")] = ""
+    """To the paper."""
+    authors: Annotated[str, _option(metavar="TEXT")] = ""
+    """Comma-separated."""
+    venue: Annotated[str, _option(metavar="TEXT")] = ""
+    """Where it appeared."""
+    additional_data: bool = False
+    """Other images than the data set's had a part in training, a teacher's included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a network for others: timm and the hub with a model card, ONNX, RobustBench. Never a pickle."""
+
+    model: Annotated[Positional[str], _option(metavar="MODEL")]
+    """Run folder, folder in timm's layout, checkpoint file, timm name, or hf-hub:OWNER/NAME."""
+    folder: Annotated[Positional[Path], _option(metavar="DIR")]
+    """Where to."""
+    to: Annotated[str, arg(metavar="LIST")] = "timm"
+    """Comma-separated: timm (also called safetensors: weights, configuration, card), onnx, robustbench."""
+    name: Annotated[str | None, _option(metavar="NAME")] = None
+    """What the model is called; DIR's name when not given."""
+    results: Annotated[Path | None, _option(metavar="FILE")] = None
+    """What iad-ext evaluate --out wrote for this network; a run folder has its own."""
+    license: Annotated[str | None, _option(metavar="NAME")] = None
+    """The weights' licence in the hub's spelling: mit, cc-by-4.0 …"""
+    image_size: Annotated[int | None, _option(metavar="N")] = None
+    """Height and width of ONNX's input; the network's own when not given."""
+    repo: Annotated[str | None, _option(metavar="OWNER/NAME")] = None
+    """Say what would be uploaded to this repository of the Hugging Face hub."""
+    push: bool = False
+    """Really upload it (who you are: hf auth login)."""
+    public: bool = False
+    """Where the repository is new, make it a public one, not a private one."""
+    force: bool = False
+    """Write into a folder that is not empty; files of the same names are replaced."""
+    paper: Paper = field(default_factory=Paper)
+    loading: OmitArgPrefixes[Loading] = field(default_factory=Loading)
+
+    def run(self) -> int:
+        """Load, write, upload where asked."""
+        wanted = self._wanted()
+        with _input():
+            from iad_ext.export import Record
+
+            record = Record.of(self.model, results=self.results, **self.loading.arguments())
+            self._require(record, wanted)
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._write(record, wanted)
+        if self.repo is not None:
+            self._upload(self.repo)
+        return DONE
+
+    def _wanted(self) -> list[str]:
+        wanted = list(dict.fromkeys(name.strip() for name in self.to.split(",") if name.strip()))
+        for name in wanted:
+            if name not in EXPORTS:
+                raise WrongInputError(unknown("export in --to", name, EXPORTS))
+        if not wanted:
+            raise WrongInputError(f"--to takes some of {', '.join(EXPORTS)}; got none")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise WrongInputError(f"{self.folder} is a file; give a folder")
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not self.force:
+            raise WrongInputError(
+                f"{self.folder} is not empty; give another folder, or --force to write into it"
+            )
+        if self.push and self.repo is None:
+            raise WrongInputError("--push needs --repo OWNER/NAME: where to")
+        return wanted
+
+    def _require(self, record: Any, wanted: Sequence[str]) -> None:
+        """Nothing is written where a part of it cannot be."""
+        from iad_ext.export import onnx, robustbench
+
+        if "onnx" in wanted:
+            onnx.require_packages()
+        if "robustbench" in wanted:
+            robustbench.require_measured(record)
+
+    def _write(self, record: Any, wanted: Sequence[str]) -> None:
+        from iad_ext import export
+
+        # the loader of RobustBench reads the folder, and so does the hub
+        if {"timm", "safetensors", "robustbench"} & set(wanted) or self.repo is not None:
+            with _input():
+                export.to_folder(record, self.folder, name=self.name, license=self.license)
+            _say_written(
+                self.folder / "model.safetensors", "with config.json, as timm and load_network read them"
+            )
+            measured = "its measurements" if record.measured else "no measurements: see --results"
+            _say_written(self.folder / "README.md", f"the model card, with {measured}")
+        if "onnx" in wanted:
+            path = self.folder / "model.onnx"
+            with _input():
+                difference = export.to_onnx(record, path, image_size=self.image_size)
+            _say_written(path, f"logits within {difference:.1g} of torch's")
+        if "robustbench" in wanted:
+            with _input():
+                info = export.robustbench_model_info(
+                    record, self.folder, name=self.name, **dataclasses.asdict(self.paper)
+                )
+            _say_written(info, "and robustbench_loader.py")
+
+    def _upload(self, repo: str) -> None:
+        from iad_ext.export import push_to_hub
+
+        with _input():
+            files = push_to_hub(self.folder, repo, push=self.push, private=not self.public)
+        done = "uploaded to" if self.push else "would be uploaded to"
+        print(_wrapped(f"{', '.join(files)} {done} {repo}" + ("" if self.push else "; --push does it")))
+
+
+def _say_written(path: Path, what: str) -> None:
+    print(_wrapped(f"{path}  {what}", rest="  "))
+
+
+# ------------------------------------------------------------------------------------------- completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """Print the completion script of a shell; for bash: eval "$(iad-ext completion bash)"."""
+
+    shell: Annotated[Positional[str], _option(metavar="SHELL")]
+    """bash or zsh."""
+
+    def run(self) -> int:
+        """Print it."""
+        if self.shell not in SHELLS:
+            raise WrongInputError(unknown("shell", self.shell, SHELLS))
+        _command(["--tyro-print-completion", self.shell])  # prints and exits
+        return DEFECT
+
+
+COMMANDS: Mapping[str, Any] = {
+    "doctor": Doctor,
+    "evaluate": Evaluate,
+    "export": Export,
+    "objectives": Objectives,
+    "recipes": Recipes,
+    "completion": Completion,
+}
+
+
+def _command(args: list[str]) -> Any:
+    """The subcommand that the arguments ask for, with its options."""
+    if args and not args[0].startswith("-"):
+        if args[0] not in COMMANDS:
+            raise WrongInputError(unknown("command", args[0], COMMANDS))
+        known = {"--help", *_option_names(COMMANDS[args[0]])}
+        for given in args[1:]:
+            name = given.partition("=")[0]
+            if name.startswith("--") and name.replace("_", "-") not in known:
+                raise WrongInputError(unknown(f"option of {args[0]}", name, known))
+    union: Any = None
+    for name, command in COMMANDS.items():
+        named = Annotated[command, subcommand(name)]  # type: ignore[valid-type]
+        union = named if union is None else union | named
+    return tyro.cli(
+        union,
+        prog="iad-ext",
+        description=f"Look at the set-up, measure and export networks. Recipes do the training.\n\n{EXIT_CODES}",
+        args=args or ["--help"],
+        config=(FlagCreatePairsOff,),
+    )
+
+
+def _option_names(command: Any, prefix: str = "") -> Iterator[str]:
+    """What the options of a subcommand are called: tyro's own suggestions come too late where MODEL is missing too."""
+    for option in dataclasses.fields(command):
+        group = option.default_factory
+        if POSITIONAL in get_args(option.type):
+            continue
+        if dataclasses.is_dataclass(group):
+            yield from _option_names(group, "" if group is Loading else f"{option.name}.")
+        else:
+            name = f"no_{option.name}" if option.default is True else option.name
+            yield f"--{prefix}{name}".replace("_", "-")
