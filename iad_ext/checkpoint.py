@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,23 +268,23 @@ def append_line(path: Path, record: Mapping[str, object]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON-lines file, without a torn last line."""
+    """Read a JSON-lines file, without torn lines."""
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except ValueError:
             log.warning("%s: dropped a torn line", path)
+            continue
+        records.append(record)
     return records
 
 
-def keep_lines_before(path: Path, epoch: int) -> None:
-    """Drop the lines of `epoch` and later, which a continued run writes again."""
-    kept = [record for record in read_lines(path) if record["epoch"] < epoch]
-    if path.exists():
-        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+def write_lines(path: Path, records: Sequence[Mapping[str, object]]) -> None:
+    """Write a JSON-lines file, whole or not at all."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def clear_run(folder: Path) -> None:

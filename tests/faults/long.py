@@ -34,7 +34,7 @@ class Records:
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or report.failed:
-            self.tests["known weakness" if hasattr(report, "wasxfail") else report.outcome] += 1
+            self.tests[report.outcome] += 1
         if report.passed and report.when == "call":
             for kind, record in report.user_properties:
                 self.of[kind].append(record)
