@@ -423,7 +423,7 @@ def from_yaml(text: str) -> Settings:
     try:
         _check_types(settings)
     except TypeError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(f"not the settings of a run: {error}") from None
     return settings
 
 
@@ -435,6 +435,7 @@ def check(settings: Settings) -> None:
         ValueError: says which, with its range.
     """
     _check_types(settings)
+    _check_words(settings)
     values = dict(flat(settings))
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -477,10 +478,16 @@ def check(settings: Settings) -> None:
     which = [name.strip() for name in settings.eval.of.split(",")]
     if not set(which) <= {"best", "last"}:
         raise ValueError(f"--eval.of takes best, last or best,last; got {settings.eval.of!r}")
-    if settings.precision not in get_args(Precision):
-        raise ValueError(unknown("precision", settings.precision, get_args(Precision)))
     if settings.train.accumulation > settings.train.batch_size:
         raise ValueError("--train.accumulation is larger than --train.batch-size; a part would be empty")
+
+
+def _check_words(settings: Settings) -> None:
+    """A setting that takes one of some words has one of them."""
+    for group in (settings, *(value for value in vars(settings).values() if dataclasses.is_dataclass(value))):
+        for name, hint in get_type_hints(type(group)).items():
+            if get_origin(hint) is Literal and vars(group)[name] not in get_args(hint):
+                raise ValueError(unknown(name.replace("_", "-"), vars(group)[name], get_args(hint)))
 
 
 def _check_types(settings: Settings) -> None:
@@ -500,7 +507,7 @@ def _is_of(value: object, hint: Any) -> bool:
     if get_origin(hint) in (UnionType, Union):
         return any(_is_of(value, one) for one in get_args(hint))
     if get_origin(hint) is Literal:
-        return value in get_args(hint)
+        return isinstance(value, str)  # which of the words is another question
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_is_of(item, get_args(hint)[0]) for item in value)
     if hint in (int, float):

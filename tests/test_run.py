@@ -678,6 +678,7 @@ def test_other_settings_can_be_accepted_and_are_recorded_everywhere(here, capsys
     step = 0 if name.startswith(("train.batch", "data")) else 3
     assert f"continuing r at epoch 0, step {step}\n" in capsys.readouterr().out
     history = checkpoint.read_lines(here / "r/history.jsonl")
+    assert history.pop()["event"] == "measured"
     assert [(h["event"], h["epoch"], h["step"]) for h in history] == [("begun", 0, 0), ("continued", 0, step)]
     assert recorded in history[1]["changed"]
     # from here on the changed settings are the run's own, and what was accepted once is not forgotten
