@@ -141,11 +141,12 @@ def _outcome(folder, whole, file, capsys, caplog):
     changed = differences(folder, whole)
     if changed:
         return f"other results, {'reported' if file in said else 'silently'}: {changed}"
-    read = file in CHECKPOINT or file == "metrics.jsonl"
-    return "continued" if file in said or not read else "continued, same result, nothing to report"
+    if file in CHECKPOINT | {"sums.safetensors"} and "trying the one before" not in said:
+        return "the same result, from a damaged checkpoint that nobody reported"
+    return "continued"
 
 
-GOOD = {"continued", "refused", "continued, same result, nothing to report"}
+GOOD = {"continued", "refused"}
 
 
 @pytest.mark.parametrize(("state", "file"), CASES, ids=[f"{state.__name__}-{file}" for state, file in CASES])
