@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iad_ext.files import read_json, refuse_outside, sync_folder, write_text
+from iad_ext.files import read_json, refuse_outside, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +262,7 @@ def locked(folder: Path) -> Iterator[None]:
 def append_line(path: Path, record: Mapping[str, object]) -> None:
     """Append one JSON line and sync it."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.write(_line(record))
         file.flush()
         os.fsync(file.fileno())
 
@@ -282,9 +282,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def write_lines(path: Path, records: Sequence[Mapping[str, object]]) -> None:
-    """Write a JSON-lines file, whole or not at all."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+def as_lines(records: Sequence[Mapping[str, object]]) -> bytes:
+    """What `append_line` makes of these records, one after the other."""
+    return "".join(map(_line, records)).encode()
+
+
+def _line(record: Mapping[str, object]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def clear_run(folder: Path) -> None:

@@ -511,13 +511,14 @@ class Run:
             return
         path = self.folder / "metrics.jsonl"
         try:
-            found = checkpoint.read_lines(path)
+            found = path.read_bytes()
         except OSError:
-            found = []
-        if found[: len(self.records)] != self.records:
+            found = b""
+        written = checkpoint.as_lines(self.records)
+        if not found.startswith(written):
             log.warning("%s is not what the run wrote there; it is restored from the checkpoint", path)
-        if found != self.records:
-            checkpoint.write_lines(path, self.records)
+        if found != written:
+            files.write_whole(path, written)
 
     def _changed_since(self, saved: Checkpoint) -> list[Change]:
         """What must be the same beside the settings: the arithmetic, the images and the teachers themselves."""
