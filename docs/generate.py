@@ -48,6 +48,7 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "commands.inc", commands()
     yield "paper.md", paper_index()
     yield "quickstart.inc", quickstart_provenance()
+    yield "results.inc", results()
     for name in recipe_names():
         yield f"recipes/{name}.md", recipe_page(name)
     yield "recipes.md", recipes_table()
@@ -294,7 +295,7 @@ def paper_index() -> str:
     """Equation, table, figure -> function, recipe, test."""
     blocks = []
     for entry in paper_entries():
-        lines = [f"### {entry['place']}", "", entry["what"], ""]
+        lines = [f"## {entry['place']}", "", entry["what"], ""]
         linked = [f"{{py:obj}}`{name}`" for name in entry.get("functions", ())]
         if linked:
             lines += [f"code\n: {', '.join(linked)}", ""]
@@ -331,6 +332,12 @@ def quickstart_provenance() -> str:
         f"({hardware['cores']} cores, {hardware['threads']} thread, {hardware['cpu_capability']}), "
         f"Python {found['python']}, {versions}; {found['beside']}.\n"
     )
+
+
+def results() -> str:
+    """docs/results/README.md without its title, its links as seen from the page that it becomes a part of."""
+    _, _, text = (DOCS / "results" / "README.md").read_text(encoding="utf-8").partition("\n")
+    return re.sub(r"\]\((?![a-z]+:|/|#)", "](/results/", text)
 
 
 # ------------------------------------------------------------------------------------------- examples
