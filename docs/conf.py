@@ -36,11 +36,21 @@ extensions = [
     "sphinx_autodoc_typehints",  # types out of annotations, tensor shapes among them
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "results/README.md", "launch/README.md", "inventories"]  # the READMEs are parts of pages
+exclude_patterns = [
+    "_build",
+    "results/README.md",
+    "launch/README.md",
+    "inventories",
+]  # the READMEs are parts of pages
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = [
+    "colon_fence",
+    "deflist",
+]  # no mathematics: it would be drawn by a script from elsewhere
 myst_heading_anchors = 3
-suppress_warnings = ["config.cache"]  # `typehints_formatter` is a function, and functions cannot be kept between builds
+suppress_warnings = [
+    "config.cache"
+]  # `typehints_formatter` is a function, and functions cannot be kept between builds
 nitpicky = True
 # what annotations name and no documentation describes
 nitpick_ignore = [
@@ -102,13 +112,15 @@ def typehints_formatter(annotation: Any, config: Any) -> str | None:  # noqa: AR
     return None
 
 
-def code_in_docstrings(name: str, rawtext: str, text: str, *_: Any, **__: Any) -> tuple[list[nodes.Node], list[Any]]:
+def code_in_docstrings(
+    _role: str, rawtext: str, text: str, *_: Any, **__: Any
+) -> tuple[list[nodes.Node], list[Any]]:
     """What docstrings have in single backticks: code."""
     return [nodes.literal(rawtext, text)], []
 
 
 def keep_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:  # noqa: ARG001
-    """A property's docstring is a sentence, also where it has a colon: napoleon would read what is before it as a type."""
+    """Let a property's docstring be a sentence: napoleon would take what is before a colon for a type."""
     if what in ("attribute", "property") and lines and lines[0]:
         lines[:0] = ["..", ""]
 

@@ -10,7 +10,7 @@ import inspect
 import io
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ def recipe_names() -> list[str]:
 def recipe(name: str) -> settings.Recipe:
     """The `RECIPE` of recipes/NAME.py, without running it."""
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found: settings.Recipe = module.RECIPE
@@ -145,8 +146,8 @@ accelerate launch recipes/{name}.py
 accelerate launch recipes/{name}.py --dry-run
 ```
 
-Without `--data.name` it takes `{own}`. `--dry-run` prints every setting, the steps of an epoch, the passes of a step and
-the number of parameters, and stops.
+Without `--data.name` it takes `{own}`. `--dry-run` prints every setting, the steps of an epoch, the passes of a step
+and the number of parameters, and stops.
 
 ## Objective
 
@@ -273,11 +274,8 @@ def commands() -> str:
 
 def _help(command: str) -> str:
     out = io.StringIO()
-    with redirect_stdout(out):
-        try:
-            cli._command([command, "--help"])
-        except SystemExit:
-            pass
+    with redirect_stdout(out), suppress(SystemExit):
+        cli._command([command, "--help"])
     plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
     return "\n".join(line.rstrip() for line in plain.strip().splitlines())
 
@@ -328,8 +326,8 @@ def quickstart_provenance() -> str:
     hardware = found["hardware"]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return (
-        f"Made on {found['time'][:10]} by `{found['command']}` at commit `{found['commit'][:12]}`, on {hardware['cpu']} "
-        f"({hardware['cores']} cores, {hardware['threads']} thread, {hardware['cpu_capability']}), "
+        f"Made on {found['time'][:10]} by `{found['command']}` at commit `{found['commit'][:12]}`, on "
+        f"{hardware['cpu']} ({hardware['cores']} cores, {hardware['threads']} thread, {hardware['cpu_capability']}), "
         f"Python {found['python']}, {versions}; {found['beside']}.\n"
     )
 
@@ -355,7 +353,9 @@ def example_page(file: Path) -> str:
     printed = DOCS / "gallery" / f"{file.stem}.txt"
     output = ""
     if printed.exists():
-        output = f"## What it prints\n\n:::{{literalinclude}} /gallery/{printed.name}\n:language: text\n:::\n\n"
+        output = (
+            f"## What it prints\n\n:::{{literalinclude}} /gallery/{printed.name}\n:language: text\n:::\n\n"
+        )
     return f"""# {file.stem.replace("_", " ").capitalize()}
 
 {title}
@@ -375,9 +375,7 @@ def gallery() -> str:
     found = examples()
     if not found:
         return "There are no examples yet.\n"
-    rows = [
-        [f"[{file.stem}](gallery/{file.stem}.md)", said_of(file).partition("\n")[0]] for file in found
-    ]
+    rows = [[f"[{file.stem}](gallery/{file.stem}.md)", said_of(file).partition("\n")[0]] for file in found]
     listed = "\n".join(f"/generated/gallery/{file.stem}" for file in found)
     return f"{_table(['example', ''], rows)}\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
 
@@ -387,8 +385,18 @@ def gallery() -> str:
 # a teacher's probabilities of four classes, of which the first is the true one; made up, to be drawn
 CLASSES = ("3", "5", "8", "9")
 EXAMPLES: dict[str, tuple[str, str, tuple[float, ...], tuple[float, ...]]] = {
-    "reliable": ("right on x and on x̃", "follow the teacher", (0.90, 0.04, 0.04, 0.02), (0.70, 0.15, 0.10, 0.05)),
-    "unreliable": ("right on x, wrong on x̃", "trust it less", (0.80, 0.12, 0.05, 0.03), (0.25, 0.55, 0.12, 0.08)),
+    "reliable": (
+        "right on x and on x̃",
+        "follow the teacher",
+        (0.90, 0.04, 0.04, 0.02),
+        (0.70, 0.15, 0.10, 0.05),
+    ),
+    "unreliable": (
+        "right on x, wrong on x̃",
+        "trust it less",
+        (0.80, 0.12, 0.05, 0.03),
+        (0.25, 0.55, 0.12, 0.08),
+    ),
     "wrong": ("wrong on x too", "listen to yourself", (0.20, 0.60, 0.12, 0.08), (0.03, 0.85, 0.08, 0.04)),
 }
 BETA = 0.1
@@ -418,27 +426,27 @@ def _in_words() -> str:
 def _card(case: str) -> str:
     when, advice, natural, attacked = EXAMPLES[case]
     alpha = example_trust(case)
-    width, left = 236, 34
+    width = 236
     parts = [
-        *_bars("T(x)", natural, x=left, y=8, width=88),
-        *_bars("T(x̃)", attacked, x=left + 112, y=8, width=88),
-        f'<text x="{width / 2}" y="132" class="middle">α = {attacked[0]:.2f}<tspan dy="-5" class="small">{BETA:g}</tspan>'
-        f'<tspan dy="5"> = {alpha:.2f}</tspan></text>',
-        f'<rect x="0" y="142" width="{width * alpha:.1f}" height="16" class="teacher"/>',
-        f'<rect x="{width * alpha:.1f}" y="142" width="{width * (1 - alpha):.1f}" height="16" class="self"/>',
-        '<text x="0" y="174" class="small">teacher α</text>',
-        f'<text x="{width}" y="174" class="small end">self 1 − α</text>',
+        *_bars("T(x)", natural, x=4, y=20, width=100),
+        *_bars("T(x̃)", attacked, x=width - 100, y=20, width=100),
+        f'<text x="{width / 2}" y="142" class="middle">α = {attacked[0]:.2f}'
+        f'<tspan dy="-5" class="small">{BETA:g}</tspan><tspan dy="5"> = {alpha:.2f}</tspan></text>',
+        f'<rect x="0" y="152" width="{width * alpha:.1f}" height="16" class="teacher"/>',
+        f'<rect x="{width * alpha:.1f}" y="152" width="{width * (1 - alpha):.1f}" height="16" class="self"/>',
+        '<text x="0" y="184" class="small">teacher α</text>',
+        f'<text x="{width}" y="184" class="small end">self 1 − α</text>',
     ]
     return (
         f'<div class="case"><p class="case-title">{case}</p><p>{when}: {advice}</p>'
-        f'<svg viewBox="0 0 {width} 180" aria-hidden="true">{"".join(parts)}</svg></div>'
+        f'<svg viewBox="0 0 {width} 190" aria-hidden="true">{"".join(parts)}</svg></div>'
     )
 
 
 def _bars(title: str, probabilities: tuple[float, ...], *, x: int, y: int, width: int) -> Iterator[str]:
     """A small bar chart of a prediction; the true class stands out."""
     height, step = 78, width / len(probabilities)
-    yield f'<text x="{x - 8}" y="{y + height}" class="small end">{title}</text>'
+    yield f'<text x="{x + width / 2 - 2}" y="{y - 6}" class="middle">{title}</text>'
     for position, (name, p) in enumerate(zip(CLASSES, probabilities, strict=True)):
         kind = "true" if position == 0 else "other"
         left, top = x + position * step, y + height * (1 - p)

@@ -22,9 +22,7 @@ sys.path.insert(0, str(DOCS))
 import generate  # noqa: E402 (docs/generate.py)
 
 WRITTEN = sorted(
-    path
-    for path in DOCS.rglob("*.md")
-    if not {"_build", "generated"} & set(path.relative_to(DOCS).parts)
+    path for path in DOCS.rglob("*.md") if not {"_build", "generated"} & set(path.relative_to(DOCS).parts)
 )
 GENERATED = [(f"generated/{name}", text) for name, text in generate.pages() if not name.endswith(".html")]
 PAGES = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in WRITTEN} | dict(GENERATED)
@@ -50,7 +48,9 @@ class Block:
 
 def blocks(text):
     """The fenced blocks of a page, in order."""
-    fence = re.compile(r"^(?P<fence>`{3,}|:{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=fence)[ ]*$", re.M | re.S)
+    fence = re.compile(
+        r"^(?P<fence>`{3,}|:{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=fence)[ ]*$", re.M | re.S
+    )
     found = []
     for match in fence.finditer(text):
         language = match["language"].split()[0] if match["language"].strip() else ""
@@ -172,7 +172,8 @@ def _source(args):
 
 def _eval(args):
     inside = re.fullmatch(r"\$\((.*)\)", args[0])
-    assert inside and inside[1].split()[:2] == ["iad-ext", "completion"], args
+    assert inside, args
+    assert inside[1].split()[:2] == ["iad-ext", "completion"], args
     assert inside[1].split()[2] in cli.SHELLS
 
 

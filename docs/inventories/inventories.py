@@ -24,25 +24,30 @@ ADDRESSES = {
     "datasets": "https://huggingface.co/docs/datasets/",
 }
 
-# project -> name -> (role, page); the place on the page is the name itself. Only names that these pages link to.
+# project -> name -> (role, page); the place on the page is the name itself. The names that docstrings and pages link to.
 NAMES: dict[str, dict[str, tuple[str, str]]] = {
     "python": {
-        **{
-            name: ("class", "library/functions.html")
-            for name in ("bool", "float", "int", "object", "property")
-        },
-        **{name: ("class", "library/stdtypes.html") for name in ("str", "dict", "list", "tuple", "frozenset", "set")},
+        **dict.fromkeys(("bool", "float", "int", "object", "property"), ("class", "library/functions.html")),
+        **dict.fromkeys(
+            ("str", "dict", "list", "tuple", "frozenset", "set"), ("class", "library/stdtypes.html")
+        ),
         "slice": ("class", "library/functions.html"),
         "type": ("class", "library/functions.html"),
         "Ellipsis": ("data", "library/constants.html"),
         "None": ("data", "library/constants.html"),
-        **{
-            name: ("exception", "library/exceptions.html")
-            for name in (
-                "AttributeError FileNotFoundError KeyboardInterrupt NotImplementedError OSError RuntimeError TypeError "
-                "ValueError"
-            ).split()
-        },
+        **dict.fromkeys(
+            [
+                "AttributeError",
+                "FileNotFoundError",
+                "KeyboardInterrupt",
+                "NotImplementedError",
+                "OSError",
+                "RuntimeError",
+                "TypeError",
+                "ValueError",
+            ],
+            ("exception", "library/exceptions.html"),
+        ),
         **{
             f"collections.abc.{name}": ("class", "library/collections.abc.html")
             for name in ("Callable", "Iterable", "Iterator", "Mapping", "Sequence")
@@ -76,7 +81,10 @@ NAMES: dict[str, dict[str, tuple[str, str]]] = {
         "art.attacks.EvasionAttack": ("class", "modules/attacks.html"),
         "art.data_generators.DataGenerator": ("class", "modules/data_generators.html"),
         "art.defences.trainer.Trainer": ("class", "modules/defences/trainer.html"),
-        "art.estimators.classification.PyTorchClassifier": ("class", "modules/estimators/classification.html"),
+        "art.estimators.classification.PyTorchClassifier": (
+            "class",
+            "modules/estimators/classification.html",
+        ),
     },
     "accelerate": {
         "accelerate.Accelerator": ("class", "package_reference/accelerator"),
@@ -92,12 +100,7 @@ NAMES: dict[str, dict[str, tuple[str, str]]] = {
 
 def by_hand(project: str) -> bytes:
     """The inventory of a project's names above, in Sphinx's format, version 2."""
-    head = (
-        "# Sphinx inventory version 2\n"
-        f"# Project: {project}\n"
-        "# Version: \n"
-        f"# {BY_HAND}\n"
-    )
+    head = f"# Sphinx inventory version 2\n# Project: {project}\n# Version: \n# {BY_HAND}\n"
     lines = [f"{name} py:{role} 1 {page}#$ -\n" for name, (role, page) in sorted(NAMES[project].items())]
     return head.encode() + zlib.compress("".join(lines).encode(), 9)
 
