@@ -1,6 +1,6 @@
 """`make test-faults`: the fault tests at length, and a report of what was done and what came of it.
 
-Usage: long.py [--report DIR], which writes DIR/faults.md and DIR/faults.json.
+Usage: long.py [--report DIR], which writes DIR/README.md and DIR/faults.json.
 """
 
 import argparse
@@ -142,7 +142,7 @@ def markdown(found):
 def main():
     """Run the tests; the exit code is pytest's."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write faults.md and faults.json there")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write README.md and faults.json there")
     asked = parser.parse_args()
     records, began = Records(), time.monotonic()
     code = pytest.main(["-q", "--durations=5", str(Path(__file__).parent)], plugins=[records])
@@ -152,7 +152,7 @@ def main():
         (asked.report / "faults.json").write_text(
             json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        (asked.report / "faults.md").write_text(markdown(found), encoding="utf-8")
+        (asked.report / "README.md").write_text(markdown(found), encoding="utf-8")
     sys.exit(code)
 
 
