@@ -293,7 +293,15 @@ def _line(record: Mapping[str, object]) -> str:
 
 def clear_run(folder: Path) -> None:
     """Remove what an earlier run left in `folder`, so that nothing of it can pass for the new one's."""
-    for name in ("checkpoints", "best", "last", "evaluation"):
+    for name in ("checkpoints", "best", "last", "evaluation", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "history.jsonl", "results.json", "robust.safetensors", "report.html"):
+    single = (
+        "metrics.jsonl",
+        "history.jsonl",
+        "results.json",
+        "robust.safetensors",
+        "report.html",
+        "trackers.json",
+    )
+    for name in single:
         (folder / name).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from iad_ext.evaluation import ATTACKS
 from iad_ext.names import unknown
 from iad_ext.objectives import ADVERSARIAL_PASSES, Objective
 from iad_ext.settings import Settings
+from iad_ext.tracking import trackers_of
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Plan:
     objective: Objective
     folder: Path
     attacks: tuple[str, ...]
+    trackers: tuple[str, ...]
 
     @classmethod
     def of(cls, settings: Settings) -> "Plan":
@@ -42,6 +44,7 @@ class Plan:
         for name in names:
             if name not in ATTACKS:
                 raise ValueError(unknown("attack in --eval.attacks", name, ATTACKS))
+        trackers = trackers_of(settings.log_with)
         if settings.resume not in ("auto", "never"):
             if not Path(settings.resume).is_dir():
                 raise ValueError(
@@ -50,7 +53,7 @@ class Plan:
             settings = dataclasses.replace(settings, out=Path(settings.resume))
         data = settings.data
         locate(data.name, data.path, data.revision, require_revision=settings.require_revision)
-        plan = cls(settings, objective, settings.out or default_folder(settings), names)
+        plan = cls(settings, objective, settings.out or default_folder(settings), names, trackers)
         for epoch in {0, objective.warmup_epochs, settings.train.epochs - 1}:
             if not objective.needs(epoch):
                 raise ValueError(

@@ -33,11 +33,21 @@ from iad_ext.precision import Precision
 from iad_ext.processes import World, anyone, from_main, say
 from iad_ext.settings import Recipe, Settings
 from iad_ext.signals import Interrupted, Stop
+from iad_ext.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
 # settings that may change between a run and its continuation: they do not change what is trained
-FREE_ON_RESUME = ("out", "resume", "accept_changes", "dry_run", "data.path", "precision", "require_revision")
+FREE_ON_RESUME = (
+    "out",
+    "resume",
+    "accept_changes",
+    "dry_run",
+    "data.path",
+    "precision",
+    "require_revision",
+    "log_with",
+)
 FREE_GROUPS = ("eval.attacks", "eval.of", "eval.limit", "eval.aa_limit", "eval.batch_size", "checkpoint.")
 
 # of the changes that are accepted: what the best checkpoint is measured by, and what an epoch's steps consist of
@@ -116,7 +126,7 @@ def _run(settings: Settings, stop: Stop) -> dict[str, Any] | None:
     the_run = Run(plan, assets, world, stop)
     if not world.is_main_process:
         return the_run.train()
-    with checkpoint.locked(plan.folder):
+    with checkpoint.locked(plan.folder), the_run.tracking:
         try:
             return the_run.train()
         except (OSError, SafetensorError) as error:  # all that is read is read by now
@@ -141,6 +151,8 @@ class Run:
         self.measure = "natural" if plan.objective.name == "st" else "pgd10"
         self.student = self._student()
         self.asked_precision = self._asked_precision()
+        # its trackers are opened on the main process only
+        self.tracking = Tracking(plan.trackers, plan.folder, settings_.for_trackers(self.settings))
         self.best: dict[str, Any] = {}
         self.teacher_accuracy: dict[str, Any] = {}
         self.records: list[dict[str, Any]] = []  # the lines of metrics.jsonl
@@ -217,6 +229,7 @@ class Run:
         self.records.append(record)
         if self.world.is_main_process:
             checkpoint.append_line(self.folder / "metrics.jsonl", record)
+            self.tracking.send_epochs()
         if last:
             self._save_network(engine.student, "last", epoch, record)
         if (epoch + 1) % every.every_epochs == 0 or last:
@@ -553,6 +566,7 @@ class Run:
             changed=changes,
             **{name: environment[name] for name in ("commit", "versions", "hardware", "processes")},
         )
+        self.tracking.open(epoch)
 
     def _note(self, event: str, **what: object) -> None:
         """Add a line to the run's history: when it was begun, stopped and continued, where, and what changed."""
@@ -690,6 +704,7 @@ class Run:
             files.write_whole(self.folder / "robust.safetensors", held)
         files_ = {name: self._sum_of(name) for name in RESULT_FILES}
         self._note("measured", files=files_)
+        self.tracking.send_results(results)
         self._show(measured, results["epochs"])
         return results
 
@@ -713,6 +728,9 @@ class Run:
         if results.get("evaluation") != dataclasses.asdict(self.settings.eval):
             return None
         say(f"{self.folder} is finished; --resume never starts it again")
+        if self.world.is_main_process:
+            self.tracking.open(saved.epoch)
+            self.tracking.send_results(results)
         self._show(
             {which: results[which] for which in ("best", "last") if which in results}, results["epochs"]
         )

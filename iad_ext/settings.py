@@ -205,6 +205,8 @@ class Settings:
     """Run folder; runs/DATA/RECIPE[-TEACHER]/seedS when not given."""
     resume: str = "auto"
     """auto continues the run folder from its newest checkpoint, never starts it again, a path continues that folder."""
+    log_with: str = ""
+    """Comma-separated: tensorboard, wandb, trackio; they are sent numbers only, and the same run when it goes on."""
     accept_changes: bool = False
     """Continue with other settings, images or teachers than the run was begun with; its results will say so."""
     dry_run: bool = False
@@ -531,6 +533,19 @@ def _spoken(hint: Any) -> str:
         bool: "a bool",
     }
     return names.get(hint, str(hint))
+
+
+# of the machine that a run is on, not of the run
+_OF_THE_MACHINE = ("resume", "teacher", "natural_teacher", "accept_changes", "dry_run", "log_with")
+
+
+def for_trackers(settings: Settings) -> dict[str, str | int | float | bool]:
+    """What a tracker shows beside a run: settings without paths."""
+    return {
+        name: value
+        for name, value in flat(settings)
+        if isinstance(value, str | int | float) and name not in _OF_THE_MACHINE
+    }
 
 
 def option(name: str) -> str:
