@@ -1,9 +1,9 @@
 """Any classifier of timm's as a student: an EfficientNet learns from a ResNet.
 
 A student is a name in timm's registry, without a word about its architecture; its normalisation goes inside, so that
-attacks stay in pixels. The teacher is a small ResNet of this package, trained adversarially. The student is trained twice
-from the same weights, by AdamW and a cosine: adversarially by itself, and by IAD-I under the teacher. `evaluate` measures
-all three, and says where a figure looks too good to be true.
+attacks stay in pixels. The teacher is a small ResNet of this package, trained adversarially. The student is trained
+twice from the same weights, by AdamW and a cosine: adversarially by itself, and by IAD-I under the teacher. `evaluate`
+measures all three, and says where a figure looks too good to be true.
 
     python examples/timm_student.py
     python examples/timm_student.py --student test_resnet --epochs 12      # or a large one, on a GPU

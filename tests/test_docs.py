@@ -57,6 +57,13 @@ def test_every_block_is_of_a_language_that_is_checked():
         ), page
 
 
+def test_code_fits_beside_the_menu():
+    for page in PAGES:
+        for block in blocks(PAGES[page]):
+            if block.language in ("python", "bash") and not page.startswith(("generated/", "results/")):
+                assert max(map(len, block.text.splitlines())) <= 92, f"{page}: {block.text}"
+
+
 def test_there_is_python_where_it_should_be():
     assert {"from-art.md", "evaluate.md", "reliability.md"} <= set(RUN)
     assert {f"extend/{what}.md" for what in ("objective", "attack", "network", "data-set")} <= set(RUN)

@@ -24,7 +24,7 @@ ADDRESSES = {
     "datasets": "https://huggingface.co/docs/datasets/",
 }
 
-# project -> name -> (role, page); the place on the page is the name. What docstrings and pages link to.
+# project -> name -> (role, page); the place on the page is the name itself. What docstrings and pages link to.
 NAMES: dict[str, dict[str, tuple[str, str]]] = {
     "python": {
         **dict.fromkeys(("bool", "float", "int", "object", "property"), ("class", "library/functions.html")),
