@@ -375,7 +375,10 @@ def gallery() -> str:
     found = examples()
     if not found:
         return "There are no examples yet.\n"
-    rows = [[f"[{file.stem}](/generated/gallery/{file.stem}.md)", said_of(file).partition("\n")[0]] for file in found]
+    rows = [
+        [f"[{file.stem}](/generated/gallery/{file.stem}.md)", said_of(file).partition("\n")[0]]
+        for file in found
+    ]
     listed = "\n".join(f"/generated/gallery/{file.stem}" for file in found)
     return f"{_table(['example', ''], rows)}\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
 

@@ -122,7 +122,7 @@ def markdown(found):
             "",
             f"{tried.total()} damages to a run folder's files (cut, emptied, flipped bits, deleted, a folder instead),",
             f"then the same command: {counted(tried)}.",
-            "Files that are known not to be guarded yet are no part of this table.",
+            "",
             "",
             *table(
                 ["state of the run: file", "outcomes"],
@@ -132,7 +132,7 @@ def markdown(found):
             "",
             f"{entered.total()} bad inputs to the public entries: {counted(entered)}.",
             "*Refused* is a clear error that names the argument and changes nothing; *taken* is a correct result.",
-            "Inputs that are known to break the rule are no part of this table.",
+            "",
             "",
             *table(["entry", "outcomes"], [[entry, counted(o)] for entry, o in found["bad inputs"].items()]),
         ]
