@@ -264,7 +264,14 @@ def test_its_metrics_are_flat_and_null_where_a_pass_did_not_run(runs, name):
     assert [line["epoch"] for line in lines] == [0, 1]
     last = lines[-1]
     always = {"epoch", "lr", "loss/total", "time/epoch_s", "time/images_per_s", "memory/peak_mib"}
-    always |= {"train/skipped_steps", "eval/natural", "eval/pgd10", "trust/mean", *CASES, *set().union(*KNOWN.values())}
+    always |= {
+        "train/skipped_steps",
+        "eval/natural",
+        "eval/pgd10",
+        "trust/mean",
+        *CASES,
+        *set().union(*KNOWN.values()),
+    }
     labelled = method in LABELLED and student == "preactresnet18"
     terms = TERMS[method] | ({"label"} if labelled else set())
     assert set(last) == always | {f"loss/{term}" for term in terms}
