@@ -2,10 +2,10 @@
 
 Somebody has a classifier that fits its images well and falls to an attack. This script is that classifier and what can
 be done about it: `PyTorchClassifier.fit` trains it as usual; ART's ProjectedGradientDescent, and SquareAttack, which
-sees no gradient, show how much of it stands; then `IntrospectiveAdversarialDistiller(…).fit(x, y)`, used as any
-estimator of scikit-learn's is, trains the same classifier on, under an adversarially trained teacher. The attacks are
-made anew on what came of it. A scheduler steps once an epoch; `checkpoint_folder` keeps a fit, so that the same script,
-started again with `--keep` after it was stopped, goes on where it was.
+sees no gradient, show how much of it stands; then `IntrospectiveAdversarialDistiller(…).fit(x, y)`, which is used as
+any estimator of scikit-learn's is, trains the same classifier on, under an adversarially trained teacher. The attacks
+are made anew on what came of it. A scheduler steps once an epoch; `checkpoint_folder` keeps a fit, so that the same
+script, started again with `--keep` after it was stopped, goes on where it was.
 
     python examples/art_pipeline.py                        # scikit-learn's handwritten digits, nothing to download
     python examples/art_pipeline.py --path DIR             # a part of the CIFAR-10 in DIR

@@ -43,6 +43,11 @@ class Assets:
             else None
             for role in ("teacher", "natural_teacher")
         }
+        for role, source in found.items():
+            if source is None and getattr(settings, role) is not None:
+                log.warning(
+                    "%s reads no %s: %s is not used", plan.objective.name, role, settings_.option(role)
+                )
         splits = load_data(settings)
         networks: dict[str, nn.Module | None] = {}
         for role, source in found.items():

@@ -25,8 +25,9 @@ from iad_ext.backbones import create_network, load_network, save_network, saved_
 from iad_ext.batches import Batches, share
 from iad_ext.checkpoint import Checkpoint, CheckpointError
 from iad_ext.data import ImageSet
-from iad_ext.evaluation import accuracy_under, evaluate, format_table, with_autoattack
+from iad_ext.evaluation import accuracy_under, evaluate, format_table, interval, with_autoattack
 from iad_ext.loop import Engine, TrainingStopped, accelerator_for
+from iad_ext.memory import OutOfMemory, explained
 from iad_ext.objectives import ADVERSARIAL_PASSES
 from iad_ext.plan import Plan
 from iad_ext.precision import Precision
@@ -68,9 +69,9 @@ ENOUGH_TO_REFUSE = 100
 def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
     """Run a recipe from the command line.
 
-    Exit codes: 0 done, 1 a defect of this program, 2 wrong input (nothing was computed), 3 training stopped (the
-    last checkpoint is whole), 4 the run folder cannot be written, 5 stopped by SIGTERM, SIGUSR1 or SIGINT (all is
-    saved), 130 forced by a second SIGINT.
+    Exit codes: 0 done, 1 a defect of this program, 2 wrong input (nothing was computed), 3 training stopped or out of
+    memory (the last checkpoint is whole), 4 the run folder cannot be written, 5 stopped by SIGTERM, SIGUSR1 or SIGINT
+    (all is saved), 130 forced by a second SIGINT.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
@@ -81,7 +82,7 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
         run(settings)
     except UsageError as error:
         _fail(2, error)
-    except TrainingStopped as error:
+    except (TrainingStopped, OutOfMemory) as error:
         _fail(3, error)
     except CheckpointError as error:
         _fail(4, error)
@@ -105,6 +106,7 @@ def run(settings: Settings) -> dict[str, Any] | None:
     Raises:
         UsageError: wrong input, before any compute.
         TrainingStopped: a loss was not finite.
+        OutOfMemory: of a GPU or of the machine; says what to lower.
         CheckpointError: the run folder cannot be written, or another process is running in it.
         Interrupted: a signal asked for the end; all is saved.
     """
@@ -125,14 +127,26 @@ def _run(settings: Settings, stop: Stop) -> dict[str, Any] | None:
         raise UsageError(str(error)) from error
     the_run = Run(plan, assets, world, stop)
     if not world.is_main_process:
-        return the_run.train()
-    with checkpoint.locked(plan.folder), the_run.tracking:
+        with explained(_less_memory(plan.settings)):
+            return the_run.train()
+    with checkpoint.locked(plan.folder), the_run.tracking, explained(_less_memory(plan.settings)):
         try:
             return the_run.train()
         except (OSError, SafetensorError) as error:  # all that is read is read by now
             raise CheckpointError(
                 f"cannot write to the run folder {plan.folder}: {error}; what was saved before is whole"
             ) from error
+
+
+def _less_memory(settings: Settings) -> str:
+    """What to lower when memory runs out."""
+    train, evaluation = settings.train, settings.eval
+    return (
+        f"In training, --train.accumulation {2 * train.accumulation} computes a batch in parts (BatchNorm then sees "
+        "the parts); a run that has begun takes it with --accept-changes. In validation and evaluation, lower "
+        f"--eval.batch-size, {evaluation.batch_size} now. What was saved before is whole: the same command goes on "
+        "from it"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- run
@@ -428,13 +442,16 @@ class Run:
                 f"PGD-10 {robust:.2f}% ({len(self.validation)} {self._validated_on()} images)"
             )
             chance = 100 / self.assets.splits.num_classes
-            if natural <= chance:
+            enough = len(self.validation) >= ENOUGH_TO_REFUSE
+            # a network that answers the same to every image is right a little more often than chance by luck
+            right = round(natural * len(self.validation) / 100)
+            if (interval(right, len(self.validation))[0] if enough else natural) <= chance:
                 said = (
                     f"the {role.replace('_', ' ')} {self.assets.sources[role]} is right on {natural:.2f}% of the "
                     f"images, chance is {chance:.2f}%: wrong weights, classes in another order, or images that it "
                     "expects normalised"
                 )
-                if len(self.validation) >= ENOUGH_TO_REFUSE:
+                if enough:
                     raise UsageError(said)
                 log.warning("%s; or bad luck, on %d images", said, len(self.validation))
 

@@ -1,0 +1,279 @@
+"""What a newcomer will meet in the first minutes: each is provoked, ends early, and says what to do."""
+
+import functools
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recipe_files import ENVIRONMENT, TINY, call, command
+
+from iad_ext import IntrospectiveAdversarialDistiller, as_art_classifier, cli, evaluate, memory, run
+from iad_ext.backbones import PixelSpace, create_network, save_network
+from iad_ext.checkpoint import newest
+from iad_ext.data import load_splits
+from iad_ext.loop import Engine
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to run in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _run(line, *, name="at_resnet18"):
+    return call(name, *TINY, *shlex.split(line))
+
+
+def _evaluate(*args):
+    try:
+        return cli.main([str(arg) for arg in args])
+    except SystemExit as stopped:
+        return stopped.code
+
+
+def _says(capsys, *words):
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    for word in words:
+        assert word in " ".join(printed.err.split()), printed.err
+
+
+# ------------------------------------------------------------------------------------------- no teacher, wrong folder
+
+
+def test_a_teacher_that_nobody_reads_is_said(here, caplog):
+    assert _run("--teacher somewhere --train.epochs 1 --eval.attacks= --out r") == 0
+    assert "at reads no teacher: --teacher is not used" in caplog.messages
+
+
+def test_a_folder_that_is_no_network(here, capsys):
+    (here / "holiday").mkdir()
+    (here / "holiday" / "photo.jpg").write_bytes(b"")
+    assert _run("--teacher holiday", name="iad1_resnet18") == 2
+    _says(capsys, "expected config.json in holiday, or a run's best/ or last/, found photo.jpg")
+    assert _evaluate("evaluate", "holiday", "--data.name", "digits") == 2
+    _says(capsys, "expected config.json in holiday, or a run's best/ or last/, found photo.jpg")
+
+
+def test_a_folder_that_holds_no_images(here, capsys):
+    (here / "holiday").mkdir()
+    (here / "holiday" / "notes.md").write_text("nothing")
+    assert call("at_resnet18", "--data.name", "cifar10", "--data.path", "holiday") == 2
+    _says(capsys, "the data set", "cannot be loaded", "parquet")
+    assert {path.name for path in here.iterdir()} == {"holiday"}
+
+
+def test_a_teacher_in_the_making_is_no_teacher_yet(here, capsys):
+    (here / "runs/digits/at_resnet18/seed0/checkpoints").mkdir(parents=True)
+    assert _run("", name="iad1_resnet18") == 2
+    _says(capsys, "no teacher yet: --teacher at looks in runs/digits/at_resnet18/seed0. Train it first:")
+
+
+# ------------------------------------------------------------------------------------------- offline
+
+
+def test_cifar10_without_a_network_and_without_a_path(here):
+    """Through the real command line, since the hub's client reads its variables when it is imported."""
+    environment = ENVIRONMENT | {"HF_HOME": str(here / "empty")}
+    done = subprocess.run(
+        command("at_resnet18"), env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 2
+    assert "error: the data set uoft-cs/cifar10 cannot be loaded" in done.stderr
+    assert "without network, --data.path DIR takes a local folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (here / "runs").exists()
+
+
+def test_a_teacher_of_the_hub_without_a_network(here, capsys):
+    assert _run("--teacher hf-hub:nobody/nothing", name="iad1_resnet18") == 2
+    _says(capsys, "cannot load hf-hub:nobody/nothing", "without network, give a local folder")
+    assert _evaluate("evaluate", "hf-hub:nobody/nothing", "--data.name", "digits") == 2
+    _says(capsys, "cannot load hf-hub:nobody/nothing", "without network, give a local folder")
+
+
+# ------------------------------------------------------------------------------------------- class mismatch
+
+
+def test_a_network_of_other_classes_is_not_measured(here, capsys):
+    save_network(create_network("cifar_resnet8", num_classes=7, seed=0), here / "seven", metadata={})
+    assert _evaluate("evaluate", "seven", "--data.name", "digits") == 2
+    _says(capsys, "seven has 7 classes, digits has 10; evaluate it on the data that it was trained for")
+
+
+def test_labels_beyond_the_network_s_classes():
+    images = torch.rand(4, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"the network has 10 classes, so 0 … 9; got 12"):
+        evaluate(
+            create_network("cifar_resnet8", num_classes=10, seed=0), images, torch.arange(9, 13), ("natural",)
+        )
+
+
+def _classifier(**settings):
+    sgd = functools.partial(torch.optim.SGD, lr=0.1)
+    network = create_network("cifar_resnet8", num_classes=10, seed=0)
+    return as_art_classifier(network, optimizer=sgd, image_size=8, **settings)
+
+
+def test_a_teacher_of_other_classes_at_the_art_door():
+    with pytest.raises(ValueError, match=r"teacher has 7 classes, the classifier nb_classes=10"):
+        IntrospectiveAdversarialDistiller(_classifier(), create_network("cifar_resnet8", num_classes=7))
+
+
+# ------------------------------------------------------------------------------------------- normalised inputs
+
+NORMALISED = np.random.default_rng(0).normal(size=(16, 3, 8, 8)).astype(np.float32)
+LABELS = np.arange(16) % 10
+
+
+def test_evaluate_refuses_normalised_images():
+    network = create_network("cifar_resnet8", num_classes=10, seed=0)
+    with pytest.raises(ValueError, match=r"got floats in \[-.*undo the normalisation.*inside the network"):
+        evaluate(network, torch.tensor(NORMALISED), torch.tensor(LABELS), ("natural",))
+
+
+def test_the_art_door_refuses_normalised_images():
+    trainer = IntrospectiveAdversarialDistiller(_classifier(), objective="at")
+    with pytest.raises(ValueError, match=r"outside the classifier's clip_values \[0, 1\]; scale the images"):
+        trainer.fit(NORMALISED, LABELS)
+
+
+def test_images_of_0_to_255_in_a_classifier_of_0_to_1():
+    trainer = IntrospectiveAdversarialDistiller(_classifier(), objective="at")
+    with pytest.raises(ValueError, match=r"outside the classifier's clip_values \[0, 1\]"):
+        trainer.fit(np.abs(NORMALISED) * 100, LABELS)
+
+
+@pytest.fixture(scope="module")
+def of_other_pixels():
+    """A good network of digits whose pixels are scaled otherwise, and what brings [0, 1] to them."""
+    digits, test = load_splits("digits").train, load_splits("digits").test
+    network = create_network("cifar_resnet8", num_classes=10, seed=0)
+    inside = PixelSpace(network, mean=[0.5] * 3, std=[1 / 255] * 3)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for epoch in range(6):
+        for batch in torch.randperm(len(digits), generator=torch.Generator().manual_seed(epoch)).split(64):
+            optimizer.zero_grad()
+            logits = inside(digits.pixels(batch.tolist()))
+            torch.nn.functional.cross_entropy(logits, digits.labels[batch]).backward()
+            optimizer.step()
+    inside.eval()
+    with torch.no_grad():
+        right = (inside(test.pixels()).argmax(1) == test.labels).double().mean()
+    assert right > 0.8
+    return network.eval()
+
+
+def test_a_teacher_that_expects_other_pixels_is_refused_with_the_likely_cause(here, capsys, of_other_pixels):
+    save_network(of_other_pixels, here / "teacher", metadata={})
+    assert _run("--teacher teacher --data.limit-train 1200 --out r", name="iad1_resnet18") == 2
+    _says(
+        capsys,
+        "the teacher teacher is right on",
+        "chance is 10.00%: wrong weights, classes in another order, or images that it expects normalised",
+    )
+    assert not (here / "r/metrics.jsonl").exists()
+
+
+# ------------------------------------------------------------------------------------------- out of memory
+
+
+def _too_much(*args, **kwargs):
+    torch.empty(2**60)
+
+
+def test_out_of_memory_in_a_step_keeps_the_checkpoint_and_says_what_to_lower(here, capsys, monkeypatch):
+    real = Engine.epoch
+
+    def second_too_large(self, epoch, **settings):
+        return real(self, epoch, **settings) if epoch == 0 else _too_much()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "epoch", second_too_large)
+        assert _run("--out r") == 3
+    _says(
+        capsys,
+        "error: out of memory: ",
+        "DefaultCPUAllocator",
+        "--train.accumulation 2 computes a batch in parts",
+        "lower --eval.batch-size, 250 now",
+        "the same command goes on from it",
+    )
+    assert newest(here / "r/checkpoints").epoch == 1
+    # what the message offers is taken
+    assert _run("--out r --train.accumulation 2 --accept-changes") == 0
+    assert run.read_results(here / "r")["changed"][0]["setting"] == "train.accumulation"
+
+
+def test_out_of_memory_in_the_evaluation(here, capsys, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "evaluate", _too_much)
+        assert _run("--out r --train.epochs 1") == 3
+    _says(capsys, "error: out of memory: ", "lower --eval.batch-size, 250 now")
+    assert _run("--out r --train.epochs 1 --eval.batch-size 16") == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 1 GiB."),
+        MemoryError(),
+    ],
+)
+def test_a_gpu_s_and_python_s_own_say_so_too(error):
+    said = pytest.raises(memory.OutOfMemory, match=r"^out of memory: .*\. Buy some$")
+    with said as caught, memory.explained("Buy some"):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(RuntimeError, match=r"^something else$"), memory.explained("Buy some"):
+        raise RuntimeError("something else")
+
+
+# ------------------------------------------------------------------------------------------- the set-up
+
+
+def test_a_python_that_is_too_old_is_named_before_anything_is_installed(here):
+    """An interpreter that says it is 3.10."""
+    old = here / "python3"
+    old.write_text(
+        "#!/bin/sh\n"
+        f'exec {sys.executable} -c "import sys; sys.version_info = (3, 10); exec(sys.argv[1])" "$2"\n'
+    )
+    old.chmod(0o755)
+    shutil.copy(ROOT / "Makefile", here)
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, here)
+    done = subprocess.run(
+        ["make", f"PYTHON={old}", "quickstart"], cwd=here, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "iad-ext needs Python 3.11 or newer; try make PYTHON=python3.12" in done.stderr
+    assert not (here / ".venv").exists()
+
+
+def test_accelerate_that_was_never_configured(here):
+    """No configuration file is needed: the README's command works as it stands."""
+    accelerate = str(Path(sys.executable).parent / "accelerate")
+    arguments = command("at_resnet18", *TINY, "--train.epochs", "1", "--eval.attacks", "natural")[1:]
+    done = subprocess.run(
+        [accelerate, "launch", *arguments],
+        env=ENVIRONMENT | {"HF_HOME": str(here / "empty")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"results +runs/digits/at_resnet18/seed0/results.json", done.stdout)
