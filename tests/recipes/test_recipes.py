@@ -110,6 +110,7 @@ def test_the_numbers_are_the_paper_s(method, student):
         "flip": True,
         "accumulation": 1,
         "seed": 0,
+        "non_finite": "stop",
     }
     objective = {"name": method, **OBJECTIVE[method]}
     if method in ("ard", "iad1"):
