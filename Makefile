@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test test-faults test-torchattacks lint types check format clean
+.PHONY: help quickstart test test-faults test-torchattacks docs docs-inventories lint types check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -30,6 +30,14 @@ test-torchattacks: $(READY) ## the attacks' tests against the other supported to
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/torchattacks-3.5.1 torchattacks==3.5.1
 	IAD_EXT_TORCHATTACKS_PATH=build/torchattacks-3.5.1 $(BIN)/python -m pytest -q tests/test_attacks.py tests/test_step.py
 
+DOCS_OUT ?= docs/_build/html
+docs: $(READY) ## the docs site, offline, into docs/_build/html; every warning and broken link is an error
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs $(DOCS_OUT)
+	@echo "docs in $(DOCS_OUT)/index.html"
+
+docs-inventories: $(READY) ## fetch what links into torch's, timm's, ART's … docs are looked up in, to be committed
+	$(BIN)/python docs/inventories/inventories.py fetch
+
 lint: $(READY) ## style, who may import whom, and no dependency with known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,11 +47,11 @@ lint: $(READY) ## style, who may import whom, and no dependency with known vulne
 types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
-check: lint types test ## everything that CI checks
+check: lint types docs test ## everything that CI checks
 
 format: $(READY) ## format and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove what was built, not runs/
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist docs/_build docs/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

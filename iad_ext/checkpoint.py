@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iad_ext.files import read_json, refuse_outside, sync_folder, write_text
+from iad_ext.files import read_json, refuse_outside, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -262,29 +262,33 @@ def locked(folder: Path) -> Iterator[None]:
 def append_line(path: Path, record: Mapping[str, object]) -> None:
     """Append one JSON line and sync it."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.write(_line(record))
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON-lines file, without a torn last line."""
+    """Read a JSON-lines file, without torn lines."""
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except ValueError:
             log.warning("%s: dropped a torn line", path)
+            continue
+        records.append(record)
     return records
 
 
-def keep_lines_before(path: Path, epoch: int) -> None:
-    """Drop the lines of `epoch` and later, which a continued run writes again."""
-    kept = [record for record in read_lines(path) if record["epoch"] < epoch]
-    if path.exists():
-        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+def as_lines(records: Sequence[Mapping[str, object]]) -> bytes:
+    """What `append_line` makes of these records, one after the other."""
+    return "".join(map(_line, records)).encode()
+
+
+def _line(record: Mapping[str, object]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def clear_run(folder: Path) -> None:

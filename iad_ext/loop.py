@@ -109,7 +109,8 @@ class Engine:
         attack: makes adversarial images on the raw student.
         source: batches by (epoch, step).
         seed: of the random starts.
-        teacher, natural_teacher: frozen, in eval mode, on the device.
+        teacher: T_at, frozen, in eval mode, on the device; None where no pass reads it.
+        natural_teacher: T_st, likewise.
         accumulation: parts that a process computes its share of a batch in.
         look_every: steps between two looks at the device for a loss that is not finite.
         non_finite: what a loss or gradient that is not finite does: `stop` the training, or `skip` its step, which

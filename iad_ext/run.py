@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from iad_ext import attacks, checkpoint, files, precision, processes, provenance
 from iad_ext import settings as settings_
 from iad_ext.assets import Assets, UsageError
-from iad_ext.backbones import create_network, load_network, save_network
+from iad_ext.backbones import create_network, load_network, save_network, saved_metadata
 from iad_ext.batches import Batches, share
 from iad_ext.checkpoint import Checkpoint, CheckpointError
 from iad_ext.data import ImageSet
@@ -54,6 +54,11 @@ FREE_GROUPS = ("eval.attacks", "eval.of", "eval.limit", "eval.aa_limit", "eval.b
 # of the changes that are accepted: what the best checkpoint is measured by, and what an epoch's steps consist of
 MEASURED_BY = ("data", "eval.", "attack.eps")
 STEPS_DEPEND_ON = ("data", "train.batch_size", "train.seed")
+
+# what a run's checkpoint says beside its tensors, and the files of a kept network
+KNOWN_STATE = {"engine", "precision", "data", "teachers", "best", "records", "accepted", "kept"}
+RESULT_FILES = ("results.json", "robust.safetensors")
+NETWORK_FILES = ("model.safetensors", "config.json")
 
 Change: TypeAlias = tuple[str, Any, Any]  # setting, before, now
 
@@ -158,20 +163,28 @@ class Run:
             self.validation = self.validation.take(slice(0, self.settings.eval.validation_limit))
         self.validation = self.validation.to(world.device)
         self.measure = "natural" if plan.objective.name == "st" else "pgd10"
+        self.student = self._student()
+        self.asked_precision = self._asked_precision()
         # its trackers are opened on the main process only
         self.tracking = Tracking(plan.trackers, plan.folder, settings_.for_trackers(self.settings))
         self.best: dict[str, Any] = {}
         self.teacher_accuracy: dict[str, Any] = {}
+        self.records: list[dict[str, Any]] = []  # the lines of metrics.jsonl
+        self.accepted: list[dict[str, Any]] = []  # changes of settings that the run was continued with
+        self.kept: dict[str, str] = {}  # SHA-256 of the networks' files
 
     # ------------------------------------------------------------------------------------------ training
 
     def train(self) -> dict[str, Any] | None:
         """Train what is left to train, then evaluate; the results on the main process, None on the others."""
         saved, changed = self._resumable()
+        if saved is not None:
+            self._check_kept(saved)
+            self._take_up(saved)
         done = self._measured_already(saved)
         if done is not None:
             return done
-        student = self._student()
+        student = self.student
         self.decided = decided = self._precision(student, saved)
         try:
             self._measure_teacher()
@@ -227,7 +240,7 @@ class Run:
         except Interrupted:
             self._save(engine, epoch, steps)  # the epoch is trained; its validation is still to be done
             raise self._interrupted(epoch, steps) from None
-        self.record = record
+        self.records.append(record)
         if self.world.is_main_process:
             checkpoint.append_line(self.folder / "metrics.jsonl", record)
             self.tracking.send_epochs()
@@ -313,6 +326,8 @@ class Run:
                 "validation": validated,
             }
             save_network(student, self.folder / name, metadata=metadata)
+            for file in NETWORK_FILES:
+                self.kept[f"{name}/{file}"] = checkpoint.sha256(self.folder / name / file)
 
     # ------------------------------------------------------------------------------------------ assembly
 
@@ -332,19 +347,27 @@ class Run:
             raise UsageError(f"--student.name: {error}") from error
         return network.to(self.world.device)
 
+    def _asked_precision(self) -> Precision | None:
+        """The precision that --precision names."""
+        if self.settings.precision == "auto":
+            return None
+        return self._named_precision(self.settings.precision, "asked for by --precision")
+
+    def _named_precision(self, kind: str, reason: str) -> Precision:
+        try:
+            return precision.asked(kind, reason=reason, device=self.world.device)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
     def _precision(self, student: nn.Module, saved: Checkpoint | None) -> Precision:
         """What was asked for, else what the run began with, else accelerate's flag, else a measurement."""
-        asked, reason = str(self.settings.precision), "asked for by --precision"
-        if asked == "auto" and saved is not None:
+        if self.asked_precision is not None:
+            return self.asked_precision
+        if saved is not None:
             return Precision(**saved.state["precision"])
         flag = provenance.accelerate_precision()
-        if asked == "auto" and flag is not None:
-            asked, reason = flag, "asked for by accelerate"
-        if asked != "auto":
-            try:
-                return precision.asked(asked, reason=reason, device=self.world.device)
-            except ValueError as error:
-                raise UsageError(str(error)) from error
+        if flag is not None:
+            return self._named_precision(flag, "asked for by accelerate")
         decided = None
         if self.world.is_main_process:
             train, shape = self.settings.train, self.assets.splits.train.images.shape[1:]
@@ -449,6 +472,12 @@ class Run:
             before = settings_.from_yaml((self.folder / "settings.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UsageError(f"{self.folder} cannot be continued: its settings.yaml: {error}") from error
+        missing = KNOWN_STATE - saved.state.keys()
+        if missing:
+            raise UsageError(
+                f"{self.folder} was begun by another version of iad-ext (its checkpoints lack "
+                f"{', '.join(sorted(missing))}); --resume never starts it again"
+            )
         position = (saved.epoch, saved.step)
         if from_main(position) != position:
             raise UsageError(
@@ -473,6 +502,54 @@ class Run:
                 "--out, or --resume never to throw it away and start again"
             )
 
+    def _check_kept(self, saved: Checkpoint) -> None:
+        """Refuse networks that are not those that the run left: their figures would be others' figures.
+
+        A best network of a later epoch than the checkpoint's is written again when that epoch is repeated.
+        """
+        if not self.world.is_main_process:
+            return
+        for name in ("best", "last"):
+            paths = [f"{name}/{file}" for file in NETWORK_FILES if f"{name}/{file}" in saved.state["kept"]]
+            damaged = [path for path in paths if self._sum_of(path) != saved.state["kept"][path]]
+            if damaged and not self._is_later(self.folder / name, saved.epoch):
+                raise UsageError(
+                    f"{self.folder / damaged[0]} is not what the run left there: damaged, or changed by hand. Put "
+                    "it back, or --resume never to start the run again"
+                )
+
+    def _sum_of(self, path: str) -> str | None:
+        try:
+            return checkpoint.sha256(self.folder / path)
+        except OSError:
+            return None
+
+    @staticmethod
+    def _is_later(folder: Path, epoch: int) -> bool:
+        try:
+            found = saved_metadata(folder).get("epoch")
+        except (OSError, ValueError):
+            return False
+        return isinstance(found, int) and found >= epoch
+
+    def _take_up(self, saved: Checkpoint) -> None:
+        """What the run knew when the checkpoint was saved; `metrics.jsonl` is written anew where it says otherwise."""
+        state = saved.state
+        self.best, self.kept = dict(state["best"]), dict(state["kept"])
+        self.records, self.accepted = list(state["records"]), list(state["accepted"])
+        if not self.world.is_main_process:
+            return
+        path = self.folder / "metrics.jsonl"
+        try:
+            found = path.read_bytes()
+        except OSError:
+            found = b""
+        written = checkpoint.as_lines(self.records)
+        if not found.startswith(written):
+            log.warning("%s is not what the run wrote there; it is restored from the checkpoint", path)
+        if found != written:
+            files.write_whole(path, written)
+
     def _changed_since(self, saved: Checkpoint) -> list[Change]:
         """What must be the same beside the settings: the arithmetic, the images and the teachers themselves."""
         began, asked = saved.state["precision"]["kind"], self.settings.precision
@@ -487,9 +564,10 @@ class Run:
     ) -> None:
         if not self.world.is_main_process:
             return
-        if saved is not None:
-            checkpoint.keep_lines_before(self.folder / "metrics.jsonl", epoch)
-        else:
+        here = {"epoch": epoch, "step": step}
+        changes = [{"setting": name, "before": a, "now": b} for name, a, b in changed]
+        self.accepted += [here | change for change in changes]
+        if saved is None:
             checkpoint.clear_run(self.folder)
         files.write_text(self.folder / "settings.yaml", settings_.to_yaml(self.settings))
         environment = provenance.environment() | {
@@ -501,9 +579,8 @@ class Run:
         files.write_json(self.folder / "environment.json", environment)
         self._note(
             "begun" if saved is None else "continued",
-            epoch=epoch,
-            step=step,
-            changed=[{"setting": name, "before": a, "now": b} for name, a, b in changed],
+            **here,
+            changed=changes,
             **{name: environment[name] for name in ("commit", "versions", "hardware", "processes")},
         )
         self.tracking.open(epoch)
@@ -513,15 +590,6 @@ class Run:
         if self.world.is_main_process and self.folder.is_dir():
             line = {"event": event, "time": provenance.now(), **what}
             checkpoint.append_line(self.folder / "history.jsonl", line)
-
-    def _accepted(self) -> list[dict[str, Any]]:
-        """Every change of settings that the run was continued with."""
-        lines = checkpoint.read_lines(self.folder / "history.jsonl")
-        return [
-            {"epoch": line["epoch"], "step": line["step"], **change}
-            for line in lines
-            for change in line.get("changed", ())
-        ]
 
     def _save(self, engine: Engine, epoch: int, step: int) -> None:
         """Save the position between two steps. Every process calls it; the main one writes."""
@@ -539,6 +607,9 @@ class Run:
             "data": self.assets.splits.provenance["digest"],
             "teachers": dict(self.assets.digests),
             "best": self.best,
+            "records": self.records,
+            "accepted": self.accepted,
+            "kept": self.kept,
         }
         saved = Checkpoint(epoch=epoch, step=step, tensors=tensors, state=state)
         checkpoint.save(self.folder / "checkpoints", saved, keep=self.settings.checkpoint.keep)
@@ -561,7 +632,8 @@ class Run:
             )
         names = [name for name, _, _ in changed]
         # the best so far was found by another measure
-        self.best = {} if any(name.startswith(MEASURED_BY) for name in names) else dict(saved.state["best"])
+        if any(name.startswith(MEASURED_BY) for name in names):
+            self.best = {}
         if saved.step and any(name.startswith(STEPS_DEPEND_ON) for name in names):
             log.warning("the steps of epoch %d are others now: it begins again", saved.epoch)
             return saved.epoch, 0
@@ -597,7 +669,7 @@ class Run:
             )
 
     def _say_epoch(self, epoch: int, left: float) -> None:
-        record, epochs = self.record, self.settings.train.epochs
+        record, epochs = self.records[-1], self.settings.train.epochs
         shown = [f"loss {record['loss/total']:.4f}"]
         for name, key in (
             ("adv", "train/acc_adv"),
@@ -628,7 +700,7 @@ class Run:
             "natural_teacher": self.teacher_accuracy.get("natural_teacher", {}),
             "precision": dataclasses.asdict(self.decided),
             "data": dict(self.assets.splits.provenance),
-            "changed": self._accepted(),
+            "changed": self.accepted,
         }
         flags: dict[str, Tensor] = {}
         wanted = [name.strip() for name in self.settings.eval.of.split(",")] if self.plan.attacks else []
@@ -647,6 +719,8 @@ class Run:
         if flags:
             held = save({name: flag.to(torch.uint8) for name, flag in flags.items()})
             files.write_whole(self.folder / "robust.safetensors", held)
+        files_ = {name: self._sum_of(name) for name in RESULT_FILES}
+        self._note("measured", files=files_)
         self.tracking.send_results(results)
         self._show(measured, results["epochs"])
         return results
@@ -658,6 +732,14 @@ class Run:
             or saved.epoch < self.settings.train.epochs
             or not (self.folder / "results.json").exists()
         ):
+            return None
+        lines = checkpoint.read_lines(self.folder / "history.jsonl")
+        known: dict[str, str] = next(
+            (line["files"] for line in reversed(lines) if line.get("event") == "measured"), {}
+        )
+        damaged = [name for name in RESULT_FILES if name not in known or self._sum_of(name) != known[name]]
+        if damaged:
+            log.warning("%s is not what the run wrote there; it is measured again", self.folder / damaged[0])
             return None
         results = read_results(self.folder)
         if results.get("evaluation") != dataclasses.asdict(self.settings.eval):

@@ -7,11 +7,13 @@ learning-rate drops and warm-up in proportion. A value given on the command line
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -339,7 +341,10 @@ def weights_of(text: str | None) -> dict[str, float] | None:
         name, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"--objective.weights takes NAME=NUMBER,…, got {part!r}")
-        weights[name.strip()] = parse_fraction(value.strip())
+        try:
+            weights[name.strip()] = parse_fraction(value.strip())
+        except ValueError as error:
+            raise ValueError(f"--objective.weights: {error}") from None
     return weights
 
 
@@ -410,19 +415,35 @@ def from_yaml(text: str) -> Settings:
         )
         values |= inner
     for name in ("data.path", "out"):
-        if values.get(name) is not None:
+        if isinstance(values.get(name), str):
             values[name] = Path(values[name])
-    if "train.drops" in values:
+    if isinstance(values.get("train.drops"), list):
         values["train.drops"] = tuple(values["train.drops"])
-    return override(Settings(), values)
+    if not all(isinstance(name, str) for name in values):
+        raise ValueError(f"settings have names, got {next(n for n in values if not isinstance(n, str))!r}")
+    settings = override(Settings(), values)
+    try:
+        _check_types(settings)
+    except TypeError as error:
+        raise ValueError(f"not the settings of a run: {error}") from None
+    return settings
 
 
 def check(settings: Settings) -> None:
     """Refuse numbers that no run can use, before any compute.
 
     Raises:
+        TypeError: a value is not of its setting's type.
         ValueError: says which, with its range.
     """
+    _check_types(settings)
+    _check_words(settings)
+    values = dict(flat(settings))
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{option(name)} must be a finite number, got {value}")
+    if not settings.resume:
+        raise ValueError("--resume takes auto, never or a run folder; got an empty name")
     at_least = {
         "train.epochs": 1,
         "train.batch_size": 1,
@@ -431,6 +452,7 @@ def check(settings: Settings) -> None:
         "train.seed": 0,
         "attack.steps": 1,
         "eval.batch_size": 1,
+        "eval.seed": 0,
         "eval.every": 1,
         "eval.limit": 1,
         "eval.aa_limit": 1,
@@ -441,10 +463,11 @@ def check(settings: Settings) -> None:
         "train.momentum": 0,
         "train.weight_decay": 0,
     }
-    values = dict(flat(settings))
     for name, least in at_least.items():
-        if values[name] is not None and not values[name] >= least:
-            raise ValueError(f"{option(name)} must be at least {least}, got {values[name]}")
+        if values[name] is not None and not least <= values[name] < 2**63:
+            raise ValueError(
+                f"{option(name)} must be at least {least} and less than 2^63, got {values[name]}"
+            )
     for name in ("attack.eps", "attack.step", "eval.eps"):
         if not 0 < values[name] < 1:
             raise ValueError(
@@ -457,10 +480,59 @@ def check(settings: Settings) -> None:
     which = [name.strip() for name in settings.eval.of.split(",")]
     if not set(which) <= {"best", "last"}:
         raise ValueError(f"--eval.of takes best, last or best,last; got {settings.eval.of!r}")
-    if settings.precision not in get_args(Precision):
-        raise ValueError(unknown("precision", settings.precision, get_args(Precision)))
     if settings.train.accumulation > settings.train.batch_size:
         raise ValueError("--train.accumulation is larger than --train.batch-size; a part would be empty")
+
+
+def _check_words(settings: Settings) -> None:
+    """A setting that takes one of some words has one of them."""
+    for group in (settings, *(value for value in vars(settings).values() if dataclasses.is_dataclass(value))):
+        for name, hint in get_type_hints(type(group)).items():
+            if get_origin(hint) is Literal and vars(group)[name] not in get_args(hint):
+                raise ValueError(unknown(name.replace("_", "-"), vars(group)[name], get_args(hint)))
+
+
+def _check_types(settings: Settings) -> None:
+    for group in (settings, *(value for value in vars(settings).values() if dataclasses.is_dataclass(value))):
+        hints = get_type_hints(type(group))
+        for name, value in vars(group).items():
+            if not _is_of(value, hints[name]):
+                where = next(
+                    (f.name for f in dataclasses.fields(settings) if vars(settings)[f.name] is group), ""
+                )
+                full = f"{where}.{name}" if where else name
+                raise TypeError(f"{option(full)} must be {_spoken(hints[name])}; got {value!r}")
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    """Whether a setting's value is of its type; a whole number is a float too, True is no number."""
+    if get_origin(hint) in (UnionType, Union):
+        return any(_is_of(value, one) for one in get_args(hint))
+    if get_origin(hint) is Literal:
+        return isinstance(value, str)  # which of the words is another question
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(item, get_args(hint)[0]) for item in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _spoken(hint: Any) -> str:
+    if get_origin(hint) in (UnionType, Union):
+        return " or ".join(_spoken(one) for one in get_args(hint))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return "a tuple of integers"
+    names = {
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        Path: "a Path",
+        NoneType: "None",
+        bool: "a bool",
+    }
+    return names.get(hint, str(hint))
 
 
 # of the machine that a run is on, not of the run

@@ -86,7 +86,7 @@ def test_timm_reads_it_from_the_hub(exported, images, monkeypatch):
         assert repo_id == "me/student"
         return str(exported / filename)
 
-    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert torch.equal(
         logits(load_network("hf-hub:me/student"), images), logits(load_network(exported), images)
     )

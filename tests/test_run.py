@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -525,6 +526,22 @@ def test_a_full_disk_ends_with_4_and_the_same_command_goes_on(taught, capsys, mo
     _same_run(taught / "r", taught / "whole")
 
 
+def test_a_disk_that_is_really_full_leaves_the_last_checkpoint_and_the_run_goes_on(taught, uninterrupted):
+    """No file may grow beyond 100 kB: the network's are larger."""
+    _killed(f"{LONG} --out r", run.Run, "_validate")
+    before = _files(taught / "r/checkpoints")
+    assert before
+    command = recipe_files.command("iad1_resnet18", *TINY, *shlex.split(LONG), "--out", "r")
+    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *command]
+    done = subprocess.run(limited, capture_output=True, text=True, env=recipe_files.ENVIRONMENT, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert _files(taught / "r/checkpoints") == before
+    assert _run("iad1_resnet18", f"{LONG} --out r") == 0
+    _same_run(taught / "r", uninterrupted)
+
+
 # ------------------------------------------------------------------------------------------- going on
 
 
@@ -678,6 +695,7 @@ def test_other_settings_can_be_accepted_and_are_recorded_everywhere(here, capsys
     step = 0 if name.startswith(("train.batch", "data")) else 3
     assert f"continuing r at epoch 0, step {step}\n" in capsys.readouterr().out
     history = checkpoint.read_lines(here / "r/history.jsonl")
+    assert history.pop()["event"] == "measured"
     assert [(h["event"], h["epoch"], h["step"]) for h in history] == [("begun", 0, 0), ("continued", 0, step)]
     assert recorded in history[1]["changed"]
     # from here on the changed settings are the run's own, and what was accepted once is not forgotten

@@ -637,6 +637,8 @@ def _from_hub(name: str, revision: str | None, *, require: bool) -> nn.Module:
     if revision is not None and at:
         raise ValueError(f"expected one revision, got {name!r} and revision={revision!r}; leave one out")
     revision = revision or named or None
+    if not identifier:
+        raise ValueError(f"source: expected hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION, got {name!r}")
     refuse_unpinned(f"hf-hub:{identifier}@COMMIT", revision, address=identifier, require=require)
     config = _download(identifier, CONFIG, revision)
     if config is None:

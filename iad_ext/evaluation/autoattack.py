@@ -114,7 +114,7 @@ class Runner:
     ) -> None:
         self.subject, self.seed, self.batch_size = subject, seed, batch_size
         self.classes = classes
-        self.budget = BUDGET | _checked(settings or {})
+        self.budget = BUDGET | _checked({} if settings is None else settings)
         self.stages = tuple(stage for stage in STANDARD if stage != "apgd-t" or classes > 3)
         self.targets = min(9, classes - 1)
         self.warnings = _Warnings()
@@ -249,6 +249,8 @@ class Runner:
 
 
 def _checked(settings: Mapping[str, int]) -> dict[str, int]:
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"aa_settings: expected a mapping such as {BUDGET}, got {settings!r}")
     refuse_unknown("AutoAttack setting", settings, BUDGET)
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int):

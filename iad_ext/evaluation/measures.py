@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from iad_ext.attacks import EPS, PGD, CWInf
+from iad_ext.checks import check_flag
 from iad_ext.evaluation import masking
 from iad_ext.evaluation.autoattack import Runner, State
 from iad_ext.evaluation.kept import Kept, key_of
@@ -155,6 +156,7 @@ def evaluate(
     """
     names = _checked_names(attacks)
     _check_numbers(eps=eps, seed=seed, batch_size=batch_size)
+    check_flag("channels_last", channels_last)
     with under_evaluation(model, channels_last=channels_last) as subject:
         check_device(subject, device)
         data = sample(images, labels, device=subject.device, dtype=subject.pixels)
@@ -220,6 +222,8 @@ def accuracy_under(
 
 def _checked_names(attacks: Sequence[str]) -> list[str]:
     """Return the attacks' names, each once."""
+    if not isinstance(attacks, str | Sequence) or not all(isinstance(name, str) for name in attacks):
+        raise TypeError(f"attacks: expected names, any of {', '.join(ATTACKS)}; got {attacks!r}")
     names = list(dict.fromkeys([attacks] if isinstance(attacks, str) else attacks))
     if not names:
         raise ValueError(f"attacks: expected at least one of {', '.join(ATTACKS)}; got none")

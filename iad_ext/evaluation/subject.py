@@ -115,7 +115,12 @@ def check_device(subject: Subject, device: torch.device | str | None) -> None:
     """Raise a ValueError if `device` is given and is not where the network is."""
     if device is None:
         return
-    asked = torch.device(device)
+    if not isinstance(device, str | torch.device):
+        raise TypeError(f"device: expected a name such as 'cuda:0' or a torch.device; got {device!r}")
+    try:
+        asked = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: torch knows no {device!r}; give for example 'cpu' or 'cuda:0'") from error
     same_index = asked.index is None or asked.index == subject.device.index
     if asked.type != subject.device.type or not same_index:
         raise ValueError(
@@ -136,7 +141,15 @@ def probe(subject: Subject, images: Images, *, highest: int) -> Logits:
         TypeError: the network returns something else than one floating tensor.
         ValueError: not (N, C) with C ≥ 2 classes, too few for the labels, or not finite.
     """
-    raw = subject.model(images.to(subject.dtype, memory_format=subject.layout))
+    try:
+        raw = subject.model(images.to(subject.dtype, memory_format=subject.layout))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"model: it cannot take images of shape {tuple(images.shape)}: {error}; give images of the channels and "
+            "the size that it was built for"
+        ) from error
     expected = "model: expected logits of shape (N, C)"
     if not isinstance(raw, Tensor) or not raw.is_floating_point():
         came = raw.dtype if isinstance(raw, Tensor) else type(raw).__name__

@@ -1,14 +1,12 @@
 """What is known of a network beside its weights: read from its run folder, or from what `iad-ext evaluate` wrote."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Unpack
 
-import torch
 from torch import nn
 
 from iad_ext import settings as settings_

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from iad_ext import attacks, objectives, precision
 from iad_ext.backbones import load_network
 from iad_ext.batches import share
+from iad_ext.checks import check_mapping
 from iad_ext.evaluation import accuracy_under
 from iad_ext.loop import Engine, Source, accelerator_for
 from iad_ext.modes import frozen, mode
@@ -108,7 +109,8 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         self._seed = _whole_number("seed", seed, at_least=0)
         self._precision = _known_precision(precision, student)
         self._objective = objective
-        self._objective_settings = dict(objective_settings or {})
+        self._objective_settings = {} if objective_settings is None else objective_settings
+        check_mapping("objective_settings", self._objective_settings, "{'beta': 0.1}")
         given = {"teacher": teacher, "natural_teacher": natural_teacher}
         self._require_teachers(self._built(nb_epochs=100), nb_epochs=100, given=given)
         self._teachers = {role: self._as_network(role, net) for role, net in given.items() if net is not None}
@@ -438,7 +440,10 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
 
     def _checked(self, x: Any, y: Any, x_name: str, y_name: str) -> tuple[Images, Labels]:
         """Images in [0, 1] and labels as integers, both on the CPU; the arguments stay as they are."""
-        images = np.asarray(x)
+        try:
+            images = np.asarray(x)
+        except ValueError as error:
+            raise ValueError(f"{x_name} must be an array of images of one size: {error}") from error
         if images.ndim != 4 or images.dtype.kind not in "fiub":
             raise ValueError(
                 f"{x_name} must be numbers of shape (n, channels, height, width), got {images.dtype} {images.shape}"

@@ -47,6 +47,8 @@ class ClipRange(nn.Module):
         """A radius in clip units as a share of the range; 8/255 of it when None."""
         if eps is None:
             return attacks.EPS
+        if isinstance(eps, bool) or not isinstance(eps, int | float | np.number):
+            raise ValueError(f"eps must be a number, in the units of clip_values; got {eps!r}")
         span = float(self.span.flatten()[0])
         if bool((self.span != span).any()):
             raise ValueError("eps is ambiguous where clip_values differ from pixel to pixel; leave it None")

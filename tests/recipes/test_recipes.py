@@ -110,6 +110,7 @@ def test_the_numbers_are_the_paper_s(method, student):
         "flip": True,
         "accumulation": 1,
         "seed": 0,
+        "non_finite": "stop",
     }
     objective = {"name": method, **OBJECTIVE[method]}
     if method in ("ard", "iad1"):
@@ -210,9 +211,11 @@ def test_a_run_folder_holds_what_it_should(runs, name):
         "settings.yaml",
         "environment.json",
         "metrics.jsonl",
+        "history.jsonl",
         "checkpoints",
         "best",
         "last",
+        "evaluation",
         "robust.safetensors",
         "results.json",
     }
@@ -262,7 +265,14 @@ def test_its_metrics_are_flat_and_null_where_a_pass_did_not_run(runs, name):
     assert [line["epoch"] for line in lines] == [0, 1]
     last = lines[-1]
     always = {"epoch", "lr", "loss/total", "time/epoch_s", "time/images_per_s", "memory/peak_mib"}
-    always |= {"eval/natural", "eval/pgd10", "trust/mean", *CASES, *set().union(*KNOWN.values())}
+    always |= {
+        "train/skipped_steps",
+        "eval/natural",
+        "eval/pgd10",
+        "trust/mean",
+        *CASES,
+        *set().union(*KNOWN.values()),
+    }
     labelled = method in LABELLED and student == "preactresnet18"
     terms = TERMS[method] | ({"label"} if labelled else set())
     assert set(last) == always | {f"loss/{term}" for term in terms}
