@@ -22,12 +22,13 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from iad_ext.checkpoint import optimizer_numbers, optimizer_tensors, restore_optimizer
-from iad_ext.diagnostics import FIGURES, Sums, figures
-from iad_ext.objectives import Objective
+from iad_ext.diagnostics import FIGURES, HISTOGRAM, Sums, figures, introspection_share
+from iad_ext.objectives import Objective, Outputs
 from iad_ext.precision import Precision
 from iad_ext.processes import anyone
 from iad_ext.randomness import stream_seed
-from iad_ext.step import Attack, Step
+from iad_ext.reliability import trust
+from iad_ext.step import Attack, Step, StepResult, with_teacher_passes
 from iad_ext.teachers import refuse_student
 from iad_ext.types import Images, Labels, Logits, PerImage
 
@@ -37,6 +38,9 @@ _NEVER = 2**31  # a step that no run reaches
 _BROKEN = (
     "What was saved before is whole; look for NaN in the data, lower the learning rate, or train in fp32"
 )
+Diagnostics = Literal["full", "half", "off"]
+# of how many batches one gets the teacher's passes that only the figures read; 0 for none
+OBSERVED: Mapping[Diagnostics, int] = {"full": 1, "half": 2, "off": 0}
 UNDERFLOW = "attack/zero_gradient"  # percent of the attack's steps, known under fp16 only
 SKIPPED_IN_A_ROW = 20  # from so many on, it is not a bad batch but a broken run
 
@@ -115,6 +119,8 @@ class Engine:
         look_every: steps between two looks at the device for a loss that is not finite.
         non_finite: what a loss or gradient that is not finite does: `stop` the training, or `skip` its step, which
             leaves weights, optimizer and BatchNorm as they were; skipping looks at the device in every step.
+        diagnostics: whether T(x) and T(x̃) are run for the figures too where the objective does not read them: in every
+            step (`full`), in every second one (`half`), or not (`off`). Training is the same to the last bit.
         skipped: steps of the epoch that were skipped.
     """
 
@@ -130,6 +136,7 @@ class Engine:
     accumulation: int = 1
     look_every: int = 50
     non_finite: Literal["stop", "skip"] = "stop"
+    diagnostics: Diagnostics = "half"
     sums: Sums = field(init=False)
     skipped: int = field(init=False, default=0)
     _step: Step = field(init=False)
@@ -240,7 +247,7 @@ class Engine:
                 noise = self._noise(epoch, step, total, batch.images)
             start = noise[batch.offset : batch.offset + len(batch.labels)] if noise is not None else None
             with self._synchronised(last=k == self.accumulation - 1):
-                results.append(self._backward(batch, start, epoch))
+                results.append(self._backward(batch, start, epoch, step))
         if before is not None and self._to_skip(epoch, step, [loss for _, loss in results]):
             for buffer, value in zip(self.student.buffers(), before, strict=True):
                 buffer.copy_(value)
@@ -256,18 +263,28 @@ class Engine:
         torch.manual_seed(stream_seed(self.seed, "layers", epoch, step, self.accelerator.process_index))
 
     def _backward(
-        self, batch: Batch, noise: Images | None, epoch: int
+        self, batch: Batch, noise: Images | None, epoch: int, step: int
     ) -> tuple[dict[str, PerImage], Mapping[str, PerImage]]:
         """Run a part of a step up to its gradients; returns its figures and its loss by terms."""
         result = self._step(batch.images, batch.labels, epoch=epoch, noise=noise)
         # the mean over the global batch, whatever share of it lies here; the wrapper averages over processes
         share = result.loss.per_image.sum() * (self.accelerator.num_processes / batch.total)
         self.accelerator.backward(share)
-        found = figures(result.outputs, batch.labels, result.loss)
+        outputs = self._observed(result, batch.images, step)
+        found = figures(outputs, batch.labels, result.loss, trust_of=self.objective.trust_of or trust)
         stuck = getattr(self.attack, "stuck", None)
         if stuck is not None:
             found[UNDERFLOW] = 100.0 * stuck
         return found, {name: values.detach() for name, values in result.loss.terms.items()}
+
+    def _observed(self, result: StepResult, images: Images, step: int) -> Outputs:
+        """The step's outputs with the teacher's passes that only the figures read, where this step has them."""
+        every = OBSERVED[self.diagnostics]
+        if self.teacher is None or result.adversarial is None or not every or step % every:
+            return result.outputs
+        # a teacher that draws, even in eval mode, must not move what the next part of the batch draws
+        with self._random_state_kept(), self.accelerator.autocast():
+            return with_teacher_passes(result.outputs, self.teacher, images, result.adversarial)
 
     def _noise(self, epoch: int, step: int, total: int, images: Images) -> Images | None:
         """The whole global batch's random start, so that an image's does not depend on who computes it."""
@@ -340,7 +357,11 @@ class Engine:
         losses = sorted(name for name in self.sums.sums if name.startswith("loss/"))
         names = [*losses, *FIGURES, *({UNDERFLOW} & self.sums.sums.keys())]
         total = self.accelerator.reduce(self.sums.stacked(names), "sum")
-        return dict(self.sums.reduced(names, total))
+        record: dict[str, Any] = self.sums.reduced(names, total)
+        counts = self.accelerator.reduce(self.sums.histogram(), "sum").tolist()
+        record[HISTOGRAM] = [int(count) for count in counts] if any(counts) else None
+        record["introspection/share"] = introspection_share(record, self.objective.introspection)
+        return record
 
     def _bar(self, epoch: int, first_step: int) -> "tqdm[Any]":
         return tqdm(

@@ -127,6 +127,7 @@ class Objective:
         attack_training: whether that attack runs on the student in train mode.
         introspection_weight: λ that introspection takes when it wraps this row.
         introspection_scale: the power of τ that multiplies introspection too (τ² for AKD2, 1 for ARD).
+        introspection: name of the term that is introspection; None where there is none.
         settings: the constructor's arguments, for `repr` and provenance.
     """
 
@@ -139,6 +140,7 @@ class Objective:
     attack_training: bool = True
     introspection_weight: float = 1.0
     introspection_scale: float = 1.0
+    introspection: str | None = None
     settings: Mapping[str, object] = field(default_factory=dict, compare=False)
 
     def warming_up(self, epoch: int) -> bool:
@@ -647,6 +649,7 @@ def introspect(
         trust_of=functools.partial(reliability.trust, beta=beta),
         warmup=base,
         warmup_epochs=warmup_epochs,
+        introspection=name,
         attack="pgd" if base.attack == "none" else base.attack,
         settings={
             "base": base,

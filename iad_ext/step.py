@@ -5,7 +5,7 @@ No optimizer, no logging, no waiting for the device.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -107,6 +107,16 @@ class Step:
                 batches = [image for name in names if (image := inputs[name]) is not None]
                 logits.update(zip(names, _inferred(role, network, batches, names), strict=True))
         return logits
+
+
+def with_teacher_passes(outputs: Outputs, teacher: nn.Module, images: Images, adversarial: Images) -> Outputs:
+    """Return `outputs` with T(x) and T(x̃) in it; runs those that the objective did not ask for."""
+    inputs = {"teacher_nat": images, "teacher_adv": adversarial}
+    missing = [name for name in inputs if getattr(outputs, name) is None]
+    if not missing:
+        return outputs
+    logits = _inferred("teacher", teacher, [inputs[name] for name in missing], missing)
+    return replace(outputs, **dict(zip(missing, logits, strict=True)))
 
 
 def _inferred(role: str, network: nn.Module | None, batches: list[Images], names: list[str]) -> list[Logits]:

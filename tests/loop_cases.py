@@ -176,13 +176,15 @@ def run_shared(name):
 
 
 def figures_of(records):
-    """The figures that training makes, by (epoch, name), without those of time and memory."""
-    return {
-        f"{epoch}/{name}": value
-        for epoch, record in enumerate(records)
-        for name, value in record.items()
-        if not name.startswith(("time/", "memory/"))
-    }
+    """The figures that training makes, by (epoch, name), without those of time and memory; a histogram by its bins."""
+    found = {}
+    for epoch, record in enumerate(records):
+        for name, value in record.items():
+            if isinstance(value, list):
+                found |= {f"{epoch}/{name}/{k}": count for k, count in enumerate(value)}
+            elif not name.startswith(("time/", "memory/")):
+                found[f"{epoch}/{name}"] = value
+    return found
 
 
 class Drawing(nn.Module):

@@ -65,6 +65,16 @@ def trust(row, y, beta):
     return softmax(row)[y] ** beta
 
 
+def entropy(row):
+    return -math.fsum(p * math.log(p) for p in softmax(row))
+
+
+def combined(teacher_adv, student_nat, alpha):
+    """α · T(x̃) + (1 − α) · S(x), in probabilities."""
+    both = zip(softmax(teacher_adv), softmax(student_nat), strict=True)
+    return [alpha * t + (1 - alpha) * s for t, s in both]
+
+
 def case(nat, adv, y):
     right_nat, right_adv = prediction(nat) == y, prediction(adv) == y
     if right_nat and right_adv:
