@@ -47,6 +47,7 @@ FREE_ON_RESUME = (
     "data.path",
     "precision",
     "require_revision",
+    "diagnostics",
     "log_with",
 )
 FREE_GROUPS = ("eval.attacks", "eval.of", "eval.limit", "eval.aa_limit", "eval.batch_size", "checkpoint.")
@@ -407,6 +408,7 @@ class Run:
             natural_teacher=self.assets.natural_teacher,
             accumulation=train.accumulation,
             non_finite=train.non_finite,
+            diagnostics=self.settings.diagnostics,
         )
 
     def _attack(self, student: nn.Module, decided: Precision) -> Any:

@@ -201,6 +201,8 @@ class Settings:
     """Refuse data and teachers of the hub without a full commit; IAD_EXT_REQUIRE_REVISION=1 does so too."""
     precision: Precision = "auto"
     """Arithmetic of the passes; auto takes what a measurement finds fastest here, and says so."""
+    diagnostics: Literal["full", "half", "off"] = "half"
+    """Run the teacher for the figures alone too: on every batch, on every second one, or off."""
     out: Path | None = None
     """Run folder; runs/DATA/RECIPE[-TEACHER]/seedS when not given."""
     resume: str = "auto"

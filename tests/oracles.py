@@ -55,10 +55,6 @@ def kl_gradients(target, student, tau=1.0):
     return by_target, by_student
 
 
-def entropy(row):
-    return -math.fsum(p * log_p for p, log_p in zip(softmax(row), log_softmax(row), strict=True))
-
-
 def rival(row, y):
     """The most likely wrong class, the first of equals."""
     best = None
@@ -89,6 +85,16 @@ def margin(row, y, confidence=50.0):
 
 def trust(row, y, beta):
     return softmax(row)[y] ** beta
+
+
+def entropy(row):
+    return -math.fsum(p * log_p for p, log_p in zip(softmax(row), log_softmax(row), strict=True))
+
+
+def combined(teacher_adv, student_nat, alpha):
+    """α · T(x̃) + (1 − α) · S(x), in probabilities."""
+    both = zip(softmax(teacher_adv), softmax(student_nat), strict=True)
+    return [alpha * t + (1 - alpha) * s for t, s in both]
 
 
 def case(nat, adv, y):

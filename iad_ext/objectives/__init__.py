@@ -23,7 +23,7 @@ from iad_ext.objectives.core import (
     Term,
     Weights,
 )
-from iad_ext.objectives.introspection import Gamma, introspect
+from iad_ext.objectives.introspection import Gamma, alpha, introspect
 from iad_ext.objectives.paper import (
     akd2,
     akd2_chen,
@@ -63,6 +63,7 @@ __all__ = [
     "akd2",
     "akd2_chen",
     "akd2_down",
+    "alpha",
     "ard",
     "ard_goldblum",
     "as_objective",

@@ -206,7 +206,7 @@ class Objective:
     Attributes:
         name: the row's name, such as `iad1`.
         terms: the summands.
-        trust: what α is, or None where no teacher is weighed.
+        trust_of: what α is, or None where no teacher is weighed.
         warmup: the objective that stands in while `epoch < warmup_epochs` (the wrapped base), or None.
         warmup_epochs: number of warm-up epochs; epochs count from 0.
         attack: the training attack of the method's source, a name in `attacks.TRAINING_ATTACKS`, or `none` where no
@@ -214,6 +214,7 @@ class Objective:
         attack_training: whether that attack runs on the student in train mode.
         introspection_weight: λ that introspection takes when it wraps this row.
         introspection_scale: the power of τ that multiplies introspection too (τ² for AKD2, 1 for ARD).
+        introspection: name of the term that is introspection; None where there is none.
         targets: changes to the passes that terms read, in this order.
         sample_weights: what the whole loss of an image is multiplied by.
         balance: weights that change from step to step, if any.
@@ -223,13 +224,14 @@ class Objective:
 
     name: str
     terms: tuple[Term, ...]
-    trust: ImageWeight | None = None
+    trust_of: ImageWeight | None = None
     warmup: "Objective | None" = None
     warmup_epochs: int = 0
     attack: Literal["pgd", "trades", "rslad", "adaad", "mart", "none"] = "pgd"
     attack_training: bool = True
     introspection_weight: float = 1.0
     introspection_scale: float = 1.0
+    introspection: str | None = None
     targets: tuple[Target, ...] = ()
     sample_weights: tuple[ImageWeight, ...] = ()
     balance: Balance | None = None
@@ -243,7 +245,7 @@ class Objective:
     @property
     def reads_trust(self) -> bool:
         """Whether any term that takes part is weighed by α."""
-        return self.trust is not None and any(
+        return self.trust_of is not None and any(
             t.weight and t.factor and t.factor.reads_trust for t in self.terms
         )
 
@@ -255,8 +257,8 @@ class Objective:
         passes = frozenset[str]().union(*(term.reads for term in self.terms if term.active(epoch)))
         if not passes:
             return passes
-        if self.trust is not None and self.reads_trust:
-            passes |= self.trust.reads
+        if self.trust_of is not None and self.reads_trust:
+            passes |= self.trust_of.reads
         return passes.union(*(weight.reads for weight in self.sample_weights))
 
     def passes(self, epochs: int) -> frozenset[str]:
@@ -290,7 +292,7 @@ class Objective:
             )
         _check_shapes(outputs, labels, self.needs(epoch))
         labels = labels.long()
-        trust = self.trust(outputs, labels) if self.trust is not None and self.reads_trust else None
+        trust = self.trust_of(outputs, labels) if self.trust_of is not None and self.reads_trust else None
         by_image = [weight(outputs, labels) for weight in self.sample_weights]
         by_step = self._balanced(balance, outputs)
         for target in self.targets:
@@ -339,7 +341,7 @@ class Objective:
         total = " + ".join(self._formula_of(term) for term in self.terms if term.weight)
         weighed = " · ".join(weight.formula for weight in self.sample_weights)
         changed = "; ".join(target.formula for target in self.targets)
-        trust = self.trust.formula if self.trust is not None and self.reads_trust else EQ_4
+        trust = self.trust_of.formula if self.trust_of is not None and self.reads_trust else EQ_4
         notes = [f"α = {trust}" if trust != EQ_4 else "", changed]
         return "; ".join([f"{weighed} · [{total}]" if weighed else total, *filter(None, notes)])
 

@@ -120,7 +120,7 @@ def introspect(
     check_flag("detach_target", detach_target)
     if isinstance(warmup_epochs, bool) or not isinstance(warmup_epochs, int) or warmup_epochs < 0:
         raise ValueError(f"warmup_epochs must be an integer ≥ 0, got {warmup_epochs!r}")
-    if base.warmup is not None or base.trust is not None:
+    if base.warmup is not None or base.trust_of is not None:
         raise ValueError(f"{base.name} is weighed by trust already; wrap its base instead")
     names = {term.name for term in base.terms}
     if gate_teacher and "teacher" not in names:
@@ -143,9 +143,10 @@ def introspect(
         base,
         name=f"introspect({base.name})",
         terms=(*gated, own),
-        trust=alpha(beta),
+        trust_of=alpha(beta),
         warmup=base,
         warmup_epochs=warmup_epochs,
+        introspection=name,
         attack="pgd" if base.attack == "none" else base.attack,
         settings={
             "base": base,

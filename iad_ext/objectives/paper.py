@@ -150,7 +150,7 @@ def akd2_down(
     weighs = ImageWeight(
         trust_where_wrong, frozenset({"teacher_adv"}), "P_T(x̃|y)^β where T_at(x̃) is wrong, else 1"
     )
-    return replace(base, terms=gated, trust=weighs).with_weights(weights)
+    return replace(base, terms=gated, trust_of=weighs).with_weights(weights)
 
 
 def _akd2(tau: float, label_weight: float, teacher_weight: float, natural_teacher_weight: float) -> Objective:

@@ -126,7 +126,7 @@ def trust(objective: Objective, name: str, /) -> Objective:
     chosen = _chosen("trust", name, TRUSTS)
     if not objective.reads_trust:
         raise ValueError(f"{objective.name} weighs nothing by trust; introspect it first (introspect=True)")
-    return _noted(replace(objective, trust=chosen), trust=name)
+    return _noted(replace(objective, trust_of=chosen), trust=name)
 
 
 # ---------------------------------------------------------------------------------------------- regularisers
