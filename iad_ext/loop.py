@@ -27,7 +27,7 @@ from iad_ext.objectives import Objective
 from iad_ext.precision import Precision
 from iad_ext.processes import anyone
 from iad_ext.randomness import stream_seed
-from iad_ext.step import Attack, Step
+from iad_ext.step import Attack, BnOrder, Step
 from iad_ext.teachers import refuse_student
 from iad_ext.types import Images, Labels, Logits, PerImage
 
@@ -115,6 +115,7 @@ class Engine:
         look_every: steps between two looks at the device for a loss that is not finite.
         non_finite: what a loss or gradient that is not finite does: `stop` the training, or `skip` its step, which
             leaves weights, optimizer and BatchNorm as they were; skipping looks at the device in every step.
+        bn_order: which passes BatchNorm's running statistics see, as for `Step`.
         skipped: steps of the epoch that were skipped.
     """
 
@@ -130,6 +131,7 @@ class Engine:
     accumulation: int = 1
     look_every: int = 50
     non_finite: Literal["stop", "skip"] = "stop"
+    bn_order: BnOrder = "lean"
     sums: Sums = field(init=False)
     skipped: int = field(init=False, default=0)
     _step: Step = field(init=False)
@@ -159,6 +161,7 @@ class Engine:
             teacher=self.teacher,
             natural_teacher=self.natural_teacher,
             autocast=self.accelerator.autocast,
+            bn_order=self.bn_order,
         )
         self._generator = torch.Generator(device=self.device)
         self._first_bad: dict[str, Tensor] = {}

@@ -407,6 +407,7 @@ class Run:
             natural_teacher=self.assets.natural_teacher,
             accumulation=train.accumulation,
             non_finite=train.non_finite,
+            bn_order=train.bn_order,
         )
 
     def _attack(self, student: nn.Module, decided: Precision) -> Any:
@@ -699,6 +700,7 @@ class Run:
             "teacher": self.teacher_accuracy.get("teacher", {}),
             "natural_teacher": self.teacher_accuracy.get("natural_teacher", {}),
             "precision": dataclasses.asdict(self.decided),
+            "bn_order": self.settings.train.bn_order,
             "data": dict(self.assets.splits.provenance),
             "changed": self.accepted,
         }
