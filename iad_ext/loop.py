@@ -28,7 +28,7 @@ from iad_ext.precision import Precision
 from iad_ext.processes import anyone
 from iad_ext.randomness import stream_seed
 from iad_ext.reliability import trust
-from iad_ext.step import Attack, Step, StepResult, with_teacher_passes
+from iad_ext.step import Attack, BnOrder, Step, StepResult, with_teacher_passes
 from iad_ext.teachers import refuse_student
 from iad_ext.types import Images, Labels, Logits, PerImage
 
@@ -121,6 +121,7 @@ class Engine:
             leaves weights, optimizer and BatchNorm as they were; skipping looks at the device in every step.
         diagnostics: whether T(x) and T(x̃) are run for the figures too where the objective does not read them: in every
             step (`full`), in every second one (`half`), or not (`off`). Training is the same to the last bit.
+        bn_order: which passes BatchNorm's running statistics see, as for `Step`.
         skipped: steps of the epoch that were skipped.
     """
 
@@ -137,6 +138,7 @@ class Engine:
     look_every: int = 50
     non_finite: Literal["stop", "skip"] = "stop"
     diagnostics: Diagnostics = "half"
+    bn_order: BnOrder = "lean"
     sums: Sums = field(init=False)
     skipped: int = field(init=False, default=0)
     _step: Step = field(init=False)
@@ -166,6 +168,7 @@ class Engine:
             teacher=self.teacher,
             natural_teacher=self.natural_teacher,
             autocast=self.accelerator.autocast,
+            bn_order=self.bn_order,
         )
         self._generator = torch.Generator(device=self.device)
         self._first_bad: dict[str, Tensor] = {}

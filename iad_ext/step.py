@@ -3,13 +3,16 @@
 No optimizer, no logging, no waiting for the device.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
 
+from iad_ext import batchnorm
 from iad_ext.objectives import ADVERSARIAL_PASSES, Loss, Objective, Outputs
 from iad_ext.teachers import refuse_student, refuse_training
 from iad_ext.types import Images, Labels, Logits
@@ -18,6 +21,17 @@ Attack = Callable[
     [Images, Labels, Images | None], Images
 ]  # (images, labels, starting noise) -> adversarial images
 Network = Callable[[Images], Logits]
+BnOrder: TypeAlias = Literal["lean", "faithful"]
+
+_LEAN = ("student_adv", "student_nat")
+# The student's passes of the authors' released step in their order, by objective and whether it is in warm-up, where
+# they are not those that the loss reads: S(x) for a cross-entropy of weight 0, S(x̃) for nothing at all, S(x) twice.
+AS_RELEASED = {
+    ("ard", False): ("student_adv", "student_nat"),
+    ("iad1", True): ("student_adv", "student_adv", "student_nat"),
+    ("iad1", False): ("student_adv", "student_adv", "student_nat", "student_nat"),
+}
+AS_RELEASED |= {("iad1_down", warm): passes for (name, warm), passes in AS_RELEASED.items() if name == "iad1"}
 
 
 @dataclass(frozen=True)
@@ -40,9 +54,14 @@ class Step:
         teacher: T_at in eval mode, or None where no pass reads it.
         natural_teacher: T_st in eval mode, or None likewise.
         autocast: entered once around the whole step, so that weights are cast once and not once a pass.
+        bn_order: which of the student's passes BatchNorm's running statistics see, after those of the attack. `lean`:
+            those that the loss reads, once each, x̃ before x. `faithful`: those of the released step (`AS_RELEASED`), in
+            its order and as often; only a pass that the loss does not read at all is run for it, without gradient.
+            Loss and gradients are the same in both.
 
     Raises:
-        ValueError: a teacher shares weights with the student, or is in train mode (looked at in every step).
+        ValueError: a teacher shares weights with the student, or is in train mode (looked at in every step); the
+            faithful order is asked for BatchNorm without a momentum.
     """
 
     objective: Objective
@@ -51,6 +70,7 @@ class Step:
     teacher: nn.Module | None = None
     natural_teacher: nn.Module | None = None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    bn_order: BnOrder = "lean"
 
     def __post_init__(self) -> None:
         for role, teacher in (("teacher", self.teacher), ("natural_teacher", self.natural_teacher)):
@@ -58,6 +78,7 @@ class Step:
                 refuse_training(teacher, role)
                 if isinstance(self.forward, nn.Module):
                     refuse_student(self.forward, teacher, role)
+        self._tracking()
 
     def __call__(
         self, images: Images, labels: Labels, *, epoch: int, noise: Images | None = None
@@ -73,7 +94,7 @@ class Step:
         needed = self.objective.needs(epoch)
         with self.autocast():
             adversarial = self._attacked(images, labels, noise) if needed & ADVERSARIAL_PASSES else None
-            outputs = self._passes(needed, images, adversarial)
+            outputs = self._passes(needed, images, adversarial, self._order(needed, epoch))
         return StepResult(self.objective(outputs, labels, epoch=epoch), outputs, adversarial)
 
     def _attacked(self, images: Images, labels: Labels, noise: Images | None) -> Images:
@@ -81,15 +102,35 @@ class Step:
             raise ValueError(f"{self.objective.name} reads adversarial images; give the step an attack")
         return self.attack(images, labels, noise)
 
-    def _passes(self, needed: frozenset[str], images: Images, adversarial: Images | None) -> Outputs:
+    def _order(self, needed: frozenset[str], epoch: int) -> Counter[str]:
+        """The student's passes in their order, each with how often the running statistics see it."""
+        lean = Counter(name for name in _LEAN if name in needed)
+        if self.bn_order == "lean":
+            return lean
+        released = AS_RELEASED.get((self.objective.name, self.objective.warming_up(epoch)))
+        return lean if released is None else Counter(released)
+
+    def _tracking(self) -> list[nn.modules.batchnorm._BatchNorm]:
+        if self.bn_order == "lean" or not isinstance(self.forward, nn.Module):
+            return []
+        return batchnorm.tracking(self.forward)
+
+    def _passes(
+        self, needed: frozenset[str], images: Images, adversarial: Images | None, order: Counter[str]
+    ) -> Outputs:
         """Run each needed pass once. The student's two are never merged: batch statistics would change."""
         logits = self._teacher_passes(needed, images, adversarial)
-        # adversarial first, as the released code has it; BatchNorm's running statistics remember the order
-        if "student_adv" in needed:
-            assert adversarial is not None
-            logits["student_adv"] = _full_precision(self.forward(adversarial))
-        if "student_nat" in needed:
-            logits["student_nat"] = _full_precision(self.forward(images))
+        layers = self._tracking()
+        # x̃ first, as the released code has it; BatchNorm's running statistics remember the order
+        for name, times in order.items():
+            pixels = images if name == "student_nat" else adversarial
+            assert pixels is not None
+            with batchnorm.counted(layers, times):
+                if name in needed:
+                    logits[name] = _full_precision(self.forward(pixels))
+                elif layers:
+                    with torch.no_grad():
+                        self.forward(pixels)
         return Outputs(**logits)
 
     def _teacher_passes(
