@@ -28,7 +28,7 @@ from iad_ext.objectives import Objective, Outputs
 from iad_ext.precision import Precision
 from iad_ext.processes import anyone
 from iad_ext.randomness import stream_seed
-from iad_ext.step import Attack, Prepared, Step, StepResult, with_teacher_passes
+from iad_ext.step import Attack, BnOrder, Prepared, Step, StepResult, with_teacher_passes
 from iad_ext.teachers import refuse_student
 from iad_ext.types import Images, Labels, Logits, PerImage
 
@@ -121,6 +121,7 @@ class Engine:
             leaves weights, optimizer and BatchNorm as they were; skipping looks at the device in every step.
         diagnostics: whether T(x) and T(x̃) are run for the figures too where the objective does not read them: in every
             step (`full`), in every second one (`half`), or not (`off`). Training is the same to the last bit.
+        bn_order: which passes BatchNorm's running statistics see, as for `Step`.
         average: follows the student's weights; where the objective reads its passes and none is given, one is made.
         awp: γ of adversarial weight perturbation (Wu et al. 2020), 0 for none: weights are moved by γ times their
             layer's norm along the loss's gradient, the step's own gradient is taken there, and they are put back.
@@ -142,6 +143,7 @@ class Engine:
     look_every: int = 50
     non_finite: Literal["stop", "skip"] = "stop"
     diagnostics: Diagnostics = "half"
+    bn_order: BnOrder = "lean"
     average: WeightAverage | None = None
     awp: float = 0.0
     awp_start: int = 0
@@ -180,6 +182,7 @@ class Engine:
             natural_teacher=self.natural_teacher,
             average=self.average.network if self.average is not None else None,
             autocast=self.accelerator.autocast,
+            bn_order=self.bn_order,
         )
         self._generator = torch.Generator(device=self.device)
         self._first_bad: dict[str, Tensor] = {}

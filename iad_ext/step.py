@@ -3,13 +3,16 @@
 No optimizer, no logging, no waiting for the device.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from iad_ext import batchnorm
 from iad_ext.objectives import ADVERSARIAL_PASSES, PASSES, Loss, Objective, Outputs
 from iad_ext.teachers import refuse_student, refuse_training
 from iad_ext.types import Images, Labels, Logits
@@ -17,7 +20,17 @@ from iad_ext.types import Images, Labels, Logits
 # (images, labels, starting noise, logits of each pass that its `reads` names) -> adversarial images
 Attack = Callable[..., Images]
 Network = Callable[[Images], Logits]
-STUDENT_PASSES = ("student_adv", "student_nat", "student_mirror")
+BnOrder: TypeAlias = Literal["lean", "faithful"]
+
+_LEAN = ("student_adv", "student_nat", "student_mirror")
+# The student's passes of the authors' released step in their order, by objective and whether it is in warm-up, where
+# they are not those that the loss reads: S(x) for a cross-entropy of weight 0, S(x̃) for nothing at all, S(x) twice.
+AS_RELEASED = {
+    ("ard", False): ("student_adv", "student_nat"),
+    ("iad1", True): ("student_adv", "student_adv", "student_nat"),
+    ("iad1", False): ("student_adv", "student_adv", "student_nat", "student_nat"),
+}
+AS_RELEASED |= {("iad1_down", warm): passes for (name, warm), passes in AS_RELEASED.items() if name == "iad1"}
 
 
 @dataclass(frozen=True)
@@ -58,9 +71,14 @@ class Step:
         natural_teacher: T_st in eval mode, or None likewise.
         average: the moving average of the student's weights in eval mode, or None likewise.
         autocast: entered once around the whole step, so that weights are cast once and not once a pass.
+        bn_order: which of the student's passes BatchNorm's running statistics see, after those of the attack. `lean`:
+            those that the loss reads, once each, x̃ before x. `faithful`: those of the released step (`AS_RELEASED`), in
+            its order and as often; only a pass that the loss does not read at all is run for it, without gradient.
+            Loss and gradients are the same in both.
 
     Raises:
-        ValueError: a teacher shares weights with the student, or is in train mode (looked at in every step).
+        ValueError: a teacher shares weights with the student, or is in train mode (looked at in every step); the
+            faithful order is asked for BatchNorm without a momentum.
     """
 
     objective: Objective
@@ -70,6 +88,7 @@ class Step:
     natural_teacher: nn.Module | None = None
     average: nn.Module | None = None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    bn_order: BnOrder = "lean"
 
     def __post_init__(self) -> None:
         for role, teacher in self._asked().items():
@@ -77,6 +96,7 @@ class Step:
                 refuse_training(teacher, role)
                 if isinstance(self.forward, nn.Module):
                     refuse_student(self.forward, teacher, role)
+        self._tracking()
 
     def _asked(self) -> dict[str, nn.Module | None]:
         """The networks that are asked and not trained, by their passes' beginning."""
@@ -133,13 +153,32 @@ class Step:
         loss = self.objective(outputs, labels, epoch=epoch, balance=balance)
         return StepResult(loss, outputs, prepared.adversarial)
 
+    def _order(self, needed: frozenset[str], epoch: int) -> Counter[str]:
+        """The student's passes in their order, each with how often the running statistics see it."""
+        lean = Counter(name for name in _LEAN if name in needed)
+        if self.bn_order == "lean":
+            return lean
+        released = AS_RELEASED.get((self.objective.name, self.objective.warming_up(epoch)))
+        return lean if released is None else Counter(released) + (lean - Counter(released))
+
+    def _tracking(self) -> list[nn.modules.batchnorm._BatchNorm]:
+        if self.bn_order == "lean" or not isinstance(self.forward, nn.Module):
+            return []
+        return batchnorm.tracking(self.forward)
+
     def _student_passes(self, prepared: Prepared, epoch: int) -> Outputs:
         """Run each needed pass once. The student's are never merged: batch statistics would change."""
         needed, logits = self.objective.needs(epoch), dict(prepared.logits)
-        # adversarial first, as the released code has it; BatchNorm's running statistics remember the order
-        for name in STUDENT_PASSES:
-            if name in needed:
-                logits[name] = _full_precision(self.forward(prepared.view(name)))
+        layers = self._tracking()
+        # x̃ first, as the released code has it; BatchNorm's running statistics remember the order
+        for name, times in self._order(needed, epoch).items():
+            pixels = prepared.view(name)
+            with batchnorm.counted(layers, times):
+                if name in needed:
+                    logits[name] = _full_precision(self.forward(pixels))
+                elif layers:
+                    with torch.no_grad():
+                        self.forward(pixels)
         return Outputs(**logits)
 
     def _teacher_passes(self, needed: frozenset[str], prepared: Prepared) -> Prepared:
