@@ -305,6 +305,8 @@ def _claim(content: object) -> Claim:
 
 
 def _check(study: Study) -> None:
+    if not study.rows or not study.data:
+        raise ValueError("a study needs at least one row and one data set; there is nothing to run")
     labels = [row.label for row in study.rows]
     for label in labels:
         if labels.count(label) > 1:
