@@ -15,7 +15,6 @@ from torch import Tensor
 from iad_ext.report.html import Html, number, tag
 
 MOST_IMAGES, LARGEST = 64, 512  # what a page can hold
-GAP = 2  # pixels between the three
 
 
 def cards(path: Path) -> tuple[Mapping[str, Any], dict[str, list[Html]]]:
@@ -86,9 +85,10 @@ def _three(natural: Tensor, adversarial: Tensor, eps: float) -> "np.ndarray[Any,
     difference = 127.5 + (x_adv - x) / max(eps, 1 / 255) / 2
     panels = [np.clip(np.rint(p), 0, 255).astype(np.uint8) for p in (x, x_adv, difference)]
     height, width, channels = panels[0].shape
-    whole = np.zeros((height, 3 * width + 2 * GAP, 4), dtype=np.uint8)
+    gap = max(1, width // 16)
+    whole = np.zeros((height, 3 * width + 2 * gap, 4), dtype=np.uint8)
     for place, panel in enumerate(panels):
-        first = place * (width + GAP)
+        first = place * (width + gap)
         whole[:, first : first + width, :3] = panel if channels == 3 else panel.repeat(3, axis=2)
         whole[:, first : first + width, 3] = 255
     return whole
