@@ -2,16 +2,16 @@
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from iad_ext import files
 from iad_ext.report.html import Html, number, tag
 
 MOST_IMAGES, LARGEST = 64, 512  # what a page can hold
@@ -23,9 +23,12 @@ def cards(path: Path) -> tuple[Mapping[str, Any], dict[str, list[Html]]]:
     Raises:
         ValueError: it is no gallery.
     """
-    with safe_open(path, "pt") as held:
-        about = json.loads((held.metadata() or {}).get("about", "{}"))
-        tensors: dict[str, Tensor] = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, "pt") as held:
+            about = files.parse_json((held.metadata() or {}).get("about", "{}"))
+            tensors: dict[str, Tensor] = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error
     if not isinstance(about, dict) or not isinstance(about.get("eps"), int | float):
         raise ValueError(f"{path.name} does not say its radius")
     groups: dict[str, list[Html]] = {}
