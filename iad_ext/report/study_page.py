@@ -175,15 +175,11 @@ def _comparisons(study: Mapping[str, Any]) -> Html | None:
     found = [mapping(one) for one in study.get("comparisons") or ()]
     if not found:
         return None
-    reach = max(
-        (abs(float(one[key])) for one in found for key in ("low", "high") if is_number(one.get(key))),
-        default=1.0,
-    )
+    bounds = [abs(one[key]) for one in found for key in ("low", "high") if is_number(one.get(key))]
+    reach = max(bounds, default=1.0)
     rows = [_comparison(one, max(reach, 1e-9)) for one in found]
-    head = tag(
-        "tr",
-        *(tag("th", title) for title in ("", "difference", "−  0  +", "verdict", "McNemar p", "seeds, n")),
-    )
+    titles = ("", "difference", "− 0 +", "verdict", "McNemar p", "seeds, n")
+    head = tag("tr", *(tag("th", title, class_="where" if "0" in title else None) for title in titles))
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="forest")
     return section(
         "Comparisons",
@@ -196,12 +192,12 @@ def _comparisons(study: Mapping[str, Any]) -> Html | None:
 def _comparison(one: Mapping[str, Any], reach: float) -> Html:
     low, high, middle = (one.get(key) for key in ("low", "high", "difference"))
     marks = [tag("span", class_="zero", style="left:50%")]
-    said = f"{float(middle):+.2f}" if is_number(middle) else "–"
+    said = f"{middle:+.2f}".replace("-", "−") if is_number(middle) else "–"
     if is_number(low) and is_number(high):
-        first, last = (50 + 50 * float(bound) / reach for bound in (low, high))
+        first, last = (50 + 50 * bound / reach for bound in (low, high))
         marks.append(tag("span", class_="band", style=f"left:{share(first)};width:{share(last - first)}"))
     if is_number(middle):
-        marks.append(tag("span", class_="dot", style=f"left:{share(50 + 50 * float(middle) / reach)}"))
+        marks.append(tag("span", class_="dot", style=f"left:{share(50 + 50 * middle / reach)}"))
     verdict, measure = str(one.get("verdict")), str(one.get("measure"))
     seeds = one.get("seeds")
     held = len(seeds) if isinstance(seeds, list) else seeds
