@@ -180,15 +180,6 @@ class Objectives:
         return DONE
 
 
-SYMBOLS = {
-    "student_nat": "S(x)",
-    "student_adv": "S(x̃)",
-    "teacher_nat": "T_at(x)",
-    "teacher_adv": "T_at(x̃)",
-    "natural_teacher_adv": "T_st(x̃)",
-}
-
-
 def _objective_in_short(name: str) -> str:
     from iad_ext import objectives
 
@@ -210,6 +201,8 @@ def _wrapped_formula(formula: str, *, first: str, rest: str) -> str:
 
 
 def _passes(objective: Any) -> str:
+    from iad_ext.objectives import SYMBOLS
+
     def said(epoch: int) -> str:
         needed = objective.needs(epoch)
         return ", ".join(symbol for name, symbol in SYMBOLS.items() if name in needed)

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 from iad_ext.types import Flags, Images, Labels, Logits, PerImage
 
-SHARE = 16  # images leave together, once they are one in so many: each new batch size costs a backend its set-up
+SHARE = (
+    16  # images leave together, once they are one in so many: each new batch size costs a backend its set-up
+)
 
 
 class _Group:
@@ -154,9 +156,7 @@ class _LeanAPGD:
             group.low, group.high
         )
 
-    def _leave(
-        self: Any, group: _Climb, fell: Flags, answer: Images, stands: Flags
-    ) -> tuple[_Climb, bool]:
+    def _leave(self: Any, group: _Climb, fell: Flags, answer: Images, stands: Flags) -> tuple[_Climb, bool]:
         """Write down who fell, let them go once they are many; return who goes on, and whether anybody does."""
         fresh = fell & stands[group.at]
         answer[group.at[fresh]] = group.adv[fresh]
@@ -209,7 +209,9 @@ class LeanFAB(FABAttack_PT):  # type: ignore[misc]
     ) -> Images:
         """Return each image's first misclassified point in the ball, and the image itself where there is none."""
         if use_rand_start or not is_targeted:
-            raise ValueError("expected FAB's targeted run from the image itself; AutoAttack standard has no other")
+            raise ValueError(
+                "expected FAB's targeted run from the image itself; AutoAttack standard has no other"
+            )
         logits = self.predict(x)
         group = _Walk(
             at=torch.arange(len(x), device=x.device),
