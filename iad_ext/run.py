@@ -74,7 +74,7 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
     memory (the last checkpoint is whole), 4 the run folder cannot be written, 5 stopped by SIGTERM, SIGUSR1 or SIGINT
     (all is saved), 130 forced by a second SIGINT.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _show_warnings()
     try:
         settings = settings_.from_command_line(recipe, args)
     except ValueError as error:
@@ -94,6 +94,13 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail(130, "forced to stop; the last checkpoint is whole, the same command goes on from it")
     processes.leave()
+
+
+def _show_warnings() -> None:
+    handler = logging.StreamHandler()
+    # the hub's clients print their own already
+    handler.addFilter(lambda record: record.name.partition(".")[0] not in ("huggingface_hub", "datasets"))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[handler])
 
 
 def _fail(code: int, error: object) -> NoReturn:

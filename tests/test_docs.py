@@ -69,6 +69,7 @@ def test_there_is_python_where_it_should_be():
     assert {f"extend/{what}.md" for what in ("objective", "attack", "network", "data-set")} <= set(RUN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
 def test_the_python_of_a_page_runs_and_prints_what_it_says(page, tmp_path):
     done = subprocess.run(

@@ -19,6 +19,8 @@ from iad_ext import checkpoint
 from iad_ext.checkpoint import CheckpointError
 from iad_ext.loop import Engine
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, BATCH = 3, 16
 
 

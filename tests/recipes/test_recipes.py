@@ -196,6 +196,7 @@ def _folder(runs, name):
     return runs[0] / "runs" / "digits" / f"{name}{teacher}" / "seed0"
 
 
+@pytest.mark.slow
 def test_every_recipe_ran(runs):
     folder, printed = runs
     assert sorted(printed) == sorted(NAMES)
@@ -203,6 +204,7 @@ def test_every_recipe_ran(runs):
     assert where == sorted(_folder(runs, name).relative_to(folder) for name in NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_folder_holds_what_it_should(runs, name):
     folder = _folder(runs, name)
@@ -226,6 +228,7 @@ def test_a_run_folder_holds_what_it_should(runs, name):
     assert not [path for path in folder.rglob("*") if path.suffix in {".pt", ".pth", ".pkl", ".tmp", ".part"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_settings_are_its_command_line(runs, name):
     settings = from_yaml((_folder(runs, name) / "settings.yaml").read_text(encoding="utf-8"))
@@ -258,6 +261,7 @@ TERMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_metrics_are_flat_and_null_where_a_pass_did_not_run(runs, name):
     method, student = name.split("_")
@@ -293,6 +297,7 @@ LABELLED = ("ard", "iad1")  # λ > 0 with a PreActResNet-18 alone
 RATES_OF_TWO_EPOCHS = {(100, 150): [0.1, 0.01], (50, 80): [0.1, 0.01], (30, 60): [0.1, 0.001]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_results_are_in_percent_with_their_provenance(runs, name):
     method, student = name.split("_")
@@ -319,12 +324,14 @@ def test_its_results_are_in_percent_with_their_provenance(runs, name):
     assert environment["hardware"]["cpu"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_networks_load(runs, name):
     for source in (_folder(runs, name), _folder(runs, name) / "last"):
         assert load_network(source).num_classes == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_says_what_it_does(runs, name):
     printed = runs[1][name]
@@ -336,6 +343,7 @@ def test_it_says_what_it_does(runs, name):
 # ------------------------------------------------------------------------------------------- command line
 
 
+@pytest.mark.slow
 def test_help_is_grouped_and_says_defaults_units_and_places_in_the_paper(tmp_path):
     shown = _done(command("iad1_wrn34", "--help"), tmp_path, COLUMNS="100")  # one column
     for group in ("data", "student", "objective", "attack", "train", "eval", "checkpoint"):
@@ -357,6 +365,7 @@ def test_help_is_grouped_and_says_defaults_units_and_places_in_the_paper(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_exit_codes_reach_the_shell(tmp_path):
     """Wrong input is 2, stopped training 3, a folder that cannot be written 4; each with one plain sentence."""
     (tmp_path / "file").write_text("")
@@ -380,6 +389,7 @@ def _lines(folder):
     return [{k: v for k, v in record.items() if not k.startswith(("time/", "memory/"))} for record in records]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights_and_lines(runs):
     """SIGKILL in the middle of an epoch, as a machine that goes away."""
     folder, _ = runs
@@ -409,6 +419,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_lines(runs):
     assert len(_lines(folder / "whole")) == 6
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run(runs):
     """The same recipe, two ranks: one folder, every line once, every image counted once."""
     folder, _ = runs
