@@ -24,6 +24,7 @@ from iad_ext.objectives import ROWS
 from iad_ext.units import Pixels, parse_fraction
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Compile = Literal["auto", "off", "step", "graphs"]
 Schedule = Literal["paper", "released", "gairat", "sec5_1"]
 
 
@@ -203,6 +204,8 @@ class Settings:
     """Refuse data and teachers of the hub without a full commit; IAD_EXT_REQUIRE_REVISION=1 does so too."""
     precision: Precision = "auto"
     """Arithmetic of the passes; auto takes what a measurement finds fastest here, and says so."""
+    compile: Compile = "auto"
+    """How the attack runs: off (eager), one compiled step, or CUDA graphs; auto tries graphs on a GPU, and says why."""
     out: Path | None = None
     """Run folder; runs/DATA/RECIPE[-TEACHER]/seedS when not given."""
     resume: str = "auto"

@@ -21,7 +21,17 @@ def test_a_quick_trial_runs_every_contender(tmp_path):
     """Groups i and j start processes of their own, which takes longer than all the others."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parent)}
     done = subprocess.run(
-        [sys.executable, FOLDER / "run.py", "--quick", "--only", "a,b,c,d,e,g,h", "--device", "cpu", "--out", tmp_path],
+        [
+            sys.executable,
+            FOLDER / "run.py",
+            "--quick",
+            "--only",
+            "a,b,c,d,e,g,h",
+            "--device",
+            "cpu",
+            "--out",
+            tmp_path,
+        ],
         capture_output=True,
         text=True,
         env=environment,
