@@ -425,10 +425,10 @@ class Run:
     ) -> Compilation:
         """What was asked for, else what the run began with, else what a trial finds; the main process decides."""
         asked, before = self.settings.compile, (saved.state.get("compile") if saved is not None else None)
-        wanted = before["kind"] if asked == "auto" and before is not None else asked
-        reason = (
-            before["reason"] if before is not None and wanted == before["kind"] else "asked for by --compile"
-        )
+        wanted, reason = asked, "asked for by --compile"
+        if asked == "auto" and before is not None:
+            wanted = before["kind"]
+            reason = before["reason"] if wanted == "off" else "as the run was begun"
         classes = self.assets.splits.num_classes
         found = compiling.decide(wanted, attack, images, classes=classes, autocast=autocast, reason=reason)
         return from_main(found)
