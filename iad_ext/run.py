@@ -18,12 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from iad_ext import attacks, checkpoint, files, precision, processes, provenance
+from iad_ext import attacks, checkpoint, compiling, files, precision, processes, provenance
 from iad_ext import settings as settings_
 from iad_ext.assets import Assets, UsageError
 from iad_ext.backbones import create_network, load_network, save_network, saved_metadata
 from iad_ext.batches import Batches, share
 from iad_ext.checkpoint import Checkpoint, CheckpointError
+from iad_ext.compiling import Compilation
 from iad_ext.data import ImageSet
 from iad_ext.evaluation import accuracy_under, evaluate, format_table, gallery, interval, with_autoattack
 from iad_ext.loop import Engine, TrainingStopped, accelerator_for
@@ -46,6 +47,7 @@ FREE_ON_RESUME = (
     "dry_run",
     "data.path",
     "precision",
+    "compile",
     "require_revision",
     "diagnostics",
     "log_with",
@@ -194,11 +196,12 @@ class Run:
             return done
         student = self.student
         self.decided = decided = self._precision(student, saved)
+        self.compilation = Compilation("off", "nothing is attacked")
         try:
             self._measure_teacher()
         except Interrupted:
             raise Interrupted(f"{self._who_asked()} before training; the same command starts it") from None
-        engine = self._engine(student, decided)
+        engine = self._engine(student, decided, saved)
         epoch, step = 0, 0
         if saved is not None:
             epoch, step = self._restore(engine, saved, changed)
@@ -385,7 +388,7 @@ class Run:
         assert decided is not None
         return decided
 
-    def _engine(self, student: nn.Module, decided: Precision) -> Engine:
+    def _engine(self, student: nn.Module, decided: Precision, saved: Checkpoint | None) -> Engine:
         train = self.settings.train
         memory_format = torch.channels_last if decided.channels_last else torch.contiguous_format
         networks = (student, self.assets.teacher, self.assets.natural_teacher)
@@ -403,12 +406,19 @@ class Run:
             flip=train.flip,
             channels_last=decided.channels_last,
         )
+        accelerator = accelerator_for(decided)
+        attack = self._attack(student, decided)
+        if attack is not None:
+            parts = self.world.num_processes * train.accumulation
+            images = source.batch(0, 0, part=parts - 1, parts=parts).images
+            self.compilation = self._compilation(attack, images, accelerator.autocast, saved)
+            attack = compiling.compiled(attack, self.compilation)
         return Engine(
-            accelerator=accelerator_for(decided),
+            accelerator=accelerator,
             student=student,
             optimizer=optimizer,
             objective=self.plan.objective,
-            attack=self._attack(student, decided),
+            attack=attack,
             source=source,
             seed=train.seed,
             teacher=self.assets.teacher,
@@ -418,6 +428,19 @@ class Run:
             diagnostics=self.settings.diagnostics,
             bn_order=train.bn_order,
         )
+
+    def _compilation(
+        self, attack: Any, images: Tensor, autocast: compiling.Autocast, saved: Checkpoint | None
+    ) -> Compilation:
+        """What was asked for, else what the run began with, else what a trial finds; the main process decides."""
+        asked, before = self.settings.compile, (saved.state.get("compile") if saved is not None else None)
+        wanted, reason = asked, "asked for by --compile"
+        if asked == "auto" and before is not None:
+            wanted = before["kind"]
+            reason = before["reason"] if wanted == "off" else "as the run was begun"
+        classes = self.assets.splits.num_classes
+        found = compiling.decide(wanted, attack, images, classes=classes, autocast=autocast, reason=reason)
+        return from_main(found)
 
     def _attack(self, student: nn.Module, decided: Precision) -> Any:
         if not self.plan.passes() & ADVERSARIAL_PASSES:
@@ -564,6 +587,9 @@ class Run:
         """What must be the same beside the settings: the arithmetic, the images and the teachers themselves."""
         began, asked = saved.state["precision"]["kind"], self.settings.precision
         changed: list[Change] = [("precision", began, asked)] if asked not in ("auto", began) else []
+        way, asked_way = saved.state.get("compile", {}).get("kind"), self.settings.compile
+        if way is not None and asked_way not in ("auto", way):
+            changed.append(("compile", way, asked_way))
         now = {"data": self.assets.splits.provenance["digest"], "teachers": dict(self.assets.digests)}
         return changed + [
             (name, saved.state[name], now[name]) for name in now if saved.state[name] != now[name]
@@ -582,6 +608,7 @@ class Run:
         files.write_text(self.folder / "settings.yaml", settings_.to_yaml(self.settings))
         environment = provenance.environment() | {
             "precision": dataclasses.asdict(self.decided),
+            "compile": dataclasses.asdict(self.compilation),
             "processes": self.world.num_processes,
             "data": dict(self.assets.splits.provenance),
             "teachers": self.teacher_accuracy,
@@ -614,6 +641,7 @@ class Run:
         state = {
             "engine": numbers,
             "precision": dataclasses.asdict(self.decided),
+            "compile": dataclasses.asdict(self.compilation),
             "data": self.assets.splits.provenance["digest"],
             "teachers": dict(self.assets.digests),
             "best": self.best,
@@ -666,6 +694,8 @@ class Run:
             f"{len(self.validation)} {self._validated_on()}, {len(splits.test)} test images"
         )
         say(f"step             {plan.forward_passes(0)[1]} at epoch 0")
+        if plan.passes() & ADVERSARIAL_PASSES:
+            say(f"attack           compile {self.compilation.kind} ({self.compilation.reason})")
         say(f"folder           {self.folder}")
         self._say_idle_cores()
 
@@ -709,6 +739,7 @@ class Run:
             "teacher": self.teacher_accuracy.get("teacher", {}),
             "natural_teacher": self.teacher_accuracy.get("natural_teacher", {}),
             "precision": dataclasses.asdict(self.decided),
+            "compile": dataclasses.asdict(self.compilation),
             "bn_order": self.settings.train.bn_order,
             "data": dict(self.assets.splits.provenance),
             "changed": self.accepted,

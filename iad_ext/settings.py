@@ -24,6 +24,7 @@ from iad_ext.objectives import ROWS
 from iad_ext.units import Pixels, parse_fraction
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Compile = Literal["auto", "off", "step", "graphs"]
 Schedule = Literal["paper", "released", "gairat", "sec5_1"]
 
 
@@ -205,6 +206,8 @@ class Settings:
     """Arithmetic of the passes; auto takes what a measurement finds fastest here, and says so."""
     diagnostics: Literal["full", "half", "off"] = "half"
     """Run the teacher for the figures alone too: on every batch, on every second one, or off."""
+    compile: Compile = "auto"
+    """How the attack runs: off (eager), one compiled step, or CUDA graphs; auto tries graphs on a GPU, and says why."""
     out: Path | None = None
     """Run folder; runs/DATA/RECIPE[-TEACHER]/seedS when not given."""
     resume: str = "auto"

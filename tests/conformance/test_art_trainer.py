@@ -1499,6 +1499,10 @@ def test_bad_constructor_arguments(digits, teacher):
         distiller(student, classifier(teacher, clip_values=None))
     with pytest.raises(ValueError, match="unknown precision 'bf32'; did you mean 'fp32'"):
         distiller(student, teacher, precision="bf32")
+    with pytest.raises(ValueError, match="unknown way to compile 'graph'; did you mean 'graphs'"):
+        distiller(student, teacher, compile="graph")
+    with pytest.raises(TypeError, match="compile must be a name"):
+        distiller(student, teacher, compile=True)
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         distiller(student, teacher, precision="fp16")
     for seed in (-1, 1.5, None, "7"):
