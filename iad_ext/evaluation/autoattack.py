@@ -123,12 +123,18 @@ class Runner:
 
     def _build(self, eps: float) -> dict[str, Any]:
         """The attacks of AutoAttack's version "standard", by stage."""
-        common = {"eps": eps, "norm": "Linf", "seed": self.seed, "device": self.subject.device, "verbose": False}
+        common = {
+            "eps": eps,
+            "norm": "Linf",
+            "seed": self.seed,
+            "device": self.subject.device,
+            "verbose": False,
+        }
         # step-size checkpoints stay those of 100 iterations: a trimmed run is the standard one cut short
         climb = common | {"n_restarts": 1, "n_iter": BUDGET["n_iter"], "rho": 0.75, "logger": self.warnings}
         walk = common | {"n_restarts": 1, "n_iter": self.budget["n_iter"], "targeted": True}
         search = common | {"n_restarts": 1, "n_queries": self.budget["n_queries"], "resc_schedule": False}
-        attacks = {
+        attacks: dict[str, Any] = {
             "apgd-ce": LeanAPGD(self.subject, loss="ce", **climb),
             "apgd-t": LeanAPGDTargeted(self.subject, n_target_classes=self.targets, **climb),
             "fab-t": LeanFAB(self.subject, n_target_classes=self.targets, **walk),

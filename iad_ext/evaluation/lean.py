@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 from iad_ext.types import Flags, Images, Labels, Logits, PerImage
 
-SHARE = 16  # images leave together, once they are one in so many: each new batch size costs a backend its set-up
+SHARE = (
+    16  # images leave together, once they are one in so many: each new batch size costs a backend its set-up
+)
 
 
 class _Group:
@@ -134,7 +136,7 @@ class _LeanAPGD:
         loss = loss.detach()
         if first:
             if self.loss != "ce":
-                check_zero_gradients(group.gradient, logger=self.logger)
+                check_zero_gradients(group.gradient.contiguous(), logger=self.logger)
             group.best_gradient = group.gradient.clone()
             group.best_loss, group.checked_loss = loss.clone(), loss.clone()
         else:
@@ -144,7 +146,8 @@ class _LeanAPGD:
             group.best[better], group.best_gradient[better] = group.adv[better], group.gradient[better]
             group.best_loss = torch.where(better, loss, group.best_loss)
             group.loss = loss
-        return logits.detach().max(1)[1] != group.y
+        fell: Tensor = logits.detach().max(1)[1] != group.y
+        return fell
 
     def _step(self: Any, group: _Climb, *, momentum: float) -> None:
         """Take a step along the gradient's sign, with momentum, into ball and pixel range."""
@@ -154,9 +157,7 @@ class _LeanAPGD:
             group.low, group.high
         )
 
-    def _leave(
-        self: Any, group: _Climb, fell: Flags, answer: Images, stands: Flags
-    ) -> tuple[_Climb, bool]:
+    def _leave(self: Any, group: _Climb, fell: Flags, answer: Images, stands: Flags) -> tuple[_Climb, bool]:
         """Write down who fell, let them go once they are many; return who goes on, and whether anybody does."""
         fresh = fell & stands[group.at]
         answer[group.at[fresh]] = group.adv[fresh]
@@ -209,7 +210,9 @@ class LeanFAB(FABAttack_PT):  # type: ignore[misc]
     ) -> Images:
         """Return each image's first misclassified point in the ball, and the image itself where there is none."""
         if use_rand_start or not is_targeted:
-            raise ValueError("expected FAB's targeted run from the image itself; AutoAttack standard has no other")
+            raise ValueError(
+                "expected FAB's targeted run from the image itself; AutoAttack standard has no other"
+            )
         logits = self.predict(x)
         group = _Walk(
             at=torch.arange(len(x), device=x.device),
