@@ -52,7 +52,16 @@ FREE_ON_RESUME = (
     "diagnostics",
     "log_with",
 )
-FREE_GROUPS = ("eval.attacks", "eval.of", "eval.limit", "eval.aa_limit", "eval.batch_size", "checkpoint.")
+FREE_GROUPS = (
+    "eval.attacks",
+    "eval.of",
+    "eval.limit",
+    "eval.aa_limit",
+    "eval.curve_limit",
+    "eval.fast",
+    "eval.batch_size",
+    "checkpoint.",
+)
 
 # of the changes that are accepted: what the best checkpoint is measured by, and what an epoch's steps consist of
 MEASURED_BY = ("data", "eval.", "attack.eps")
@@ -848,15 +857,18 @@ class Run:
             eps=asked.eps,
             seed=asked.seed,
             batch_size=asked.batch_size,
+            fast=asked.fast,
             state_folder=self.folder / "evaluation",
             after_batch=self._break_off,
         )
+        curve = asked.curve_limit if set(self.plan.attacks) != {"natural"} else 0
         if len(few) == len(everything) or "aa" not in self.plan.attacks:
-            return measure(everything.images, everything.labels, attacks=self.plan.attacks)
+            return measure(everything.images, everything.labels, attacks=self.plan.attacks, curve=curve)
         others = tuple(name for name in self.plan.attacks if name != "aa")
-        result = measure(few.images, few.labels, attacks=("aa",))
+        result = measure(few.images, few.labels, attacks=("aa",), curve=0 if others else curve)
         if others:
-            result = with_autoattack(measure(everything.images, everything.labels, attacks=others), result)
+            of_others = measure(everything.images, everything.labels, attacks=others, curve=curve)
+            result = with_autoattack(of_others, result)
         return result
 
 

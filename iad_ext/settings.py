@@ -158,6 +158,10 @@ class EvalSettings:
     """Measure on the first so many test images; all of them when not given."""
     aa_limit: int | None = None
     """AutoAttack on the first so many test images: on a CPU it takes a minute an image."""
+    curve_limit: int = 256
+    """Robust accuracy against the radius on the first so many test images, a test for masking; 0 for none."""
+    fast: bool = False
+    """BatchNorm folded into convolutions, channels last: the same attacks sooner, rounded otherwise."""
     batch_size: int = 250
     """Images at a time; AutoAttack's result depends on it a little."""
     seed: int = 0
@@ -463,6 +467,7 @@ def check(settings: Settings) -> None:
         "eval.every": 1,
         "eval.limit": 1,
         "eval.aa_limit": 1,
+        "eval.curve_limit": 0,
         "eval.validation_limit": 1,
         "checkpoint.every_epochs": 1,
         "checkpoint.every_steps": 1,
