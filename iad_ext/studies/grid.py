@@ -392,6 +392,12 @@ def _merged(known: Cell | None, cell: Cell) -> Cell:
     return dataclasses.replace(cell, settings=settings, labels=labels)
 
 
+def measured_by(cell: Cell, attacks: Sequence[str]) -> Cell:
+    """The same run, measured by other attacks."""
+    settings = settings_.override(cell.settings, {"eval.attacks": ",".join(attacks)})
+    return _with_arguments(dataclasses.replace(cell, settings=settings))
+
+
 def _with_arguments(cell: Cell) -> Cell:
     return dataclasses.replace(cell, arguments=tuple(_arguments(cell)))
 
