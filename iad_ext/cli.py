@@ -180,15 +180,6 @@ class Objectives:
         return DONE
 
 
-SYMBOLS = {
-    "student_nat": "S(x)",
-    "student_adv": "S(x̃)",
-    "teacher_nat": "T_at(x)",
-    "teacher_adv": "T_at(x̃)",
-    "natural_teacher_adv": "T_st(x̃)",
-}
-
-
 def _objective_in_short(name: str) -> str:
     from iad_ext import objectives
 
@@ -210,6 +201,8 @@ def _wrapped_formula(formula: str, *, first: str, rest: str) -> str:
 
 
 def _passes(objective: Any) -> str:
+    from iad_ext.objectives import SYMBOLS
+
     def said(epoch: int) -> str:
         needed = objective.needs(epoch)
         return ", ".join(symbol for name, symbol in SYMBOLS.items() if name in needed)
@@ -835,6 +828,32 @@ def _say_written(path: Path, what: str) -> None:
     print(_wrapped(f"{path}  {what}", rest="  "))
 
 
+# ------------------------------------------------------------------------------------------- report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write report.html into run folders and studies' folders, from what lies in them alone."""
+
+    runs: Annotated[Positional[tuple[str, ...]], _option(metavar="RUN…")]
+    """Folders of runs, or of studies."""
+
+    def run(self) -> int:
+        """Write them."""
+        from iad_ext import report
+
+        if not self.runs:
+            raise WrongInputError("name at least one run folder, such as runs/cifar10/iad1_resnet18-at/seed0")
+        for folder in self.runs:
+            with _input():
+                if not Path(folder).is_dir():
+                    raise ValueError(f"there is no folder {folder}")
+                _require_writable(Path(folder) / "report.html")
+                written = report.write(folder)
+            _say_written(written, "")
+        return DONE
+
+
 # ------------------------------------------------------------------------------------------- completion
 
 
@@ -860,6 +879,7 @@ COMMANDS: Mapping[str, Any] = {
     "objectives": Objectives,
     "recipes": Recipes,
     "study": Studies,
+    "report": Report,
     "completion": Completion,
 }
 

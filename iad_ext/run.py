@@ -25,7 +25,7 @@ from iad_ext.backbones import create_network, load_network, save_network, saved_
 from iad_ext.batches import Batches, share
 from iad_ext.checkpoint import Checkpoint, CheckpointError
 from iad_ext.data import ImageSet
-from iad_ext.evaluation import accuracy_under, evaluate, format_table, interval, with_autoattack
+from iad_ext.evaluation import accuracy_under, evaluate, format_table, gallery, interval, with_autoattack
 from iad_ext.loop import Engine, TrainingStopped, accelerator_for
 from iad_ext.memory import OutOfMemory, explained
 from iad_ext.objectives import ADVERSARIAL_PASSES
@@ -47,6 +47,7 @@ FREE_ON_RESUME = (
     "data.path",
     "precision",
     "require_revision",
+    "diagnostics",
     "log_with",
 )
 FREE_GROUPS = ("eval.attacks", "eval.of", "eval.limit", "eval.aa_limit", "eval.batch_size", "checkpoint.")
@@ -407,6 +408,8 @@ class Run:
             natural_teacher=self.assets.natural_teacher,
             accumulation=train.accumulation,
             non_finite=train.non_finite,
+            diagnostics=self.settings.diagnostics,
+            bn_order=train.bn_order,
         )
 
     def _attack(self, student: nn.Module, decided: Precision) -> Any:
@@ -699,6 +702,7 @@ class Run:
             "teacher": self.teacher_accuracy.get("teacher", {}),
             "natural_teacher": self.teacher_accuracy.get("natural_teacher", {}),
             "precision": dataclasses.asdict(self.decided),
+            "bn_order": self.settings.train.bn_order,
             "data": dict(self.assets.splits.provenance),
             "changed": self.accepted,
         }
@@ -715,6 +719,8 @@ class Run:
             flags |= {f"{which}/{attack}": robust for attack, robust in measured[which]["robust"].items()}
             results[which] = {key: value for key, value in measured[which].items() if key != "robust"}
             results["selected_on"] = self._validated_on()
+        if self._measures_pgd20(wanted):
+            self._keep_gallery(wanted[0])
         files.write_json(self.folder / "results.json", results)
         if flags:
             held = save({name: flag.to(torch.uint8) for name, flag in flags.items()})
@@ -723,7 +729,40 @@ class Run:
         self._note("measured", files=files_)
         self.tracking.send_results(results)
         self._show(measured, results["epochs"])
+        self._write_report()
         return results
+
+    def _measures_pgd20(self, wanted: Sequence[str]) -> bool:
+        return bool(wanted) and gallery.ATTACK in self.plan.attacks
+
+    def _keep_gallery(self, which: str) -> None:
+        """Keep the worst and the most distrusted of the first test images; a run never fails by it."""
+        asked, classes = self.settings.eval, self.assets.splits.classes
+        test = self.assets.splits.test.take(slice(0, min(gallery.IMAGES, asked.limit or gallery.IMAGES)))
+        try:
+            kept = gallery.pick(
+                load_network(self.folder / which).to(self.world.device),
+                test.images,
+                test.labels,
+                teacher=self.assets.teacher,
+                eps=asked.eps,
+                seed=asked.seed,
+                batch_size=asked.batch_size,
+                after_batch=self._break_off,
+            )
+            content = gallery.as_file(kept, eps=asked.eps, n=len(test), which=which, classes=classes)
+            files.write_whole(self.folder / "gallery.safetensors", content)
+        except (ValueError, TypeError, RuntimeError, OSError) as error:
+            log.warning("no gallery of images: %s", error)
+
+    def _write_report(self) -> None:
+        """Make report.html from the folder; a report that cannot be made is a warning."""
+        try:
+            from iad_ext import report  # brings matplotlib, which training does without
+
+            say(f"report           {report.write(self.folder)}")
+        except Exception as error:  # the run is done, and worth more than its report
+            log.warning("no report (%s: %s); iad-ext report %s", type(error).__name__, error, self.folder)
 
     def _measured_already(self, saved: Checkpoint | None) -> dict[str, Any] | None:
         """The results of a run that is finished and measured as asked; None where there is something to do."""

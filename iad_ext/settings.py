@@ -135,6 +135,8 @@ class TrainSettings:
     """released: second drop lost; gairat: 120 epochs, drops 60 90 110; sec5_1: 200, drops 100 150, decay 2e-4."""
     non_finite: Literal["stop", "skip"] = "stop"
     """What a loss or gradient that is not finite does: stop the run, or skip the step and count it."""
+    bn_order: Literal["lean", "faithful"] = "lean"
+    """Passes that BatchNorm's running statistics see: those the loss reads, or the released step's, in its order."""
     padding: int = 4
     """Random crop after padding by this many pixels on each side; 0 for none."""
     flip: bool = True
@@ -201,6 +203,8 @@ class Settings:
     """Refuse data and teachers of the hub without a full commit; IAD_EXT_REQUIRE_REVISION=1 does so too."""
     precision: Precision = "auto"
     """Arithmetic of the passes; auto takes what a measurement finds fastest here, and says so."""
+    diagnostics: Literal["full", "half", "off"] = "half"
+    """Run the teacher for the figures alone too: on every batch, on every second one, or off."""
     out: Path | None = None
     """Run folder; runs/DATA/RECIPE[-TEACHER]/seedS when not given."""
     resume: str = "auto"

@@ -261,7 +261,7 @@ def _passes(
     attack = starts = None
     if name != "natural":
         attack = GRADIENT_ATTACKS[name].build(subject, eps)
-        starts = _starts(attack, name, seed, tuple(data.images.shape[1:]))
+        starts = starting_noise(attack, name, seed, tuple(data.images.shape[1:]))
     for first in range(done, len(data), batch_size):
         images, labels = data.batch(slice(first, first + batch_size))
         if attack is not None and starts is not None:
@@ -270,7 +270,9 @@ def _passes(
         yield predicts(logits, labels), logits.isfinite().all(dim=1)
 
 
-def _starts(attack: PGD, name: str, seed: int, shape: tuple[int, ...]) -> Callable[[int, int], Tensor | None]:
+def starting_noise(
+    attack: PGD, name: str, seed: int, shape: tuple[int, ...]
+) -> Callable[[int, int], Tensor | None]:
     """Return the function that gives the starting noise of the images at positions first … last − 1.
 
     Noise is drawn for whole blocks of images on the CPU: the same for every batch size, device and number of

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from iad_ext.backbones import load_network
 from iad_ext.batches import share
 from iad_ext.checks import check_mapping
 from iad_ext.evaluation import accuracy_under
-from iad_ext.loop import Engine, Source, accelerator_for
+from iad_ext.loop import OBSERVED, Diagnostics, Engine, Source, accelerator_for
 from iad_ext.modes import frozen, mode
 from iad_ext.names import known_arguments, refuse_unknown, unknown
 from iad_ext.objectives import ADVERSARIAL_PASSES, Objective
@@ -74,6 +74,8 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         precision: `fp32`, `bf16`, `fp16`, or `auto` to take what `accelerate launch` asks for, else what a short
             measurement finds fastest. One measurement serves a whole process; name a precision to have the same
             bits in another.
+        diagnostics: run the teacher for `history` alone too, where the objective does not read it: in every step
+            (`full`), in every second one (`half`), or not (`off`). Training is the same to the last bit.
 
     Attributes:
         history: figures of every epoch of the last fit, under the names of a run folder's `metrics.jsonl`.
@@ -98,6 +100,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         objective_settings: Mapping[str, Any] | None = None,
         seed: int = 0,
         precision: str = "auto",
+        diagnostics: Literal["full", "half", "off"] = "half",
     ) -> None:
         if not isinstance(classifier, PyTorchClassifier):
             raise ValueError(f"classifier must be an ART PyTorchClassifier, got {type(classifier).__name__}")
@@ -108,6 +111,9 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         self._eps = student.clip.as_pixels(eps)
         self._seed = _whole_number("seed", seed, at_least=0)
         self._precision = _known_precision(precision, student)
+        if diagnostics not in OBSERVED:
+            raise ValueError(unknown("diagnostics", str(diagnostics), OBSERVED))
+        self._diagnostics: Diagnostics = diagnostics
         self._objective = objective
         self._objective_settings = {} if objective_settings is None else objective_settings
         check_mapping("objective_settings", self._objective_settings, "{'beta': 0.1}")
@@ -254,6 +260,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
                 seed=seed,
                 teacher=self._teachers.get("teacher"),
                 natural_teacher=self._teachers.get("natural_teacher"),
+                diagnostics=self._diagnostics,
             )
             first_epoch, first_step, self.history = 0, 0, []
             if keeper is not None:
