@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -847,29 +847,55 @@ class Run:
 
     def _evaluate(self, which: str) -> dict[str, Any]:
         """All attacks on the test images; AutoAttack on fewer of them where asked."""
-        network = load_network(self.folder / which).to(self.world.device)
-        asked, test = self.settings.eval, self.assets.splits.test
-        everything = test.take(slice(0, asked.limit)) if asked.limit else test
-        few = everything.take(slice(0, asked.aa_limit)) if asked.aa_limit else everything
-        measure = functools.partial(
-            evaluate,
-            network,
-            eps=asked.eps,
-            seed=asked.seed,
-            batch_size=asked.batch_size,
-            fast=asked.fast,
-            state_folder=self.folder / "evaluation",
+        return measure(
+            load_network(self.folder / which).to(self.world.device),
+            self.assets.splits.test,
+            self.settings,
+            folder=self.folder,
             after_batch=self._break_off,
         )
-        curve = asked.curve_limit if set(self.plan.attacks) != {"natural"} else 0
-        if len(few) == len(everything) or "aa" not in self.plan.attacks:
-            return measure(everything.images, everything.labels, attacks=self.plan.attacks, curve=curve)
-        others = tuple(name for name in self.plan.attacks if name != "aa")
-        result = measure(few.images, few.labels, attacks=("aa",), curve=0 if others else curve)
-        if others:
-            of_others = measure(everything.images, everything.labels, attacks=others, curve=curve)
-            result = with_autoattack(of_others, result)
-        return result
+
+
+def measure(
+    network: nn.Module,
+    test: ImageSet,
+    settings: Settings,
+    *,
+    folder: Path,
+    after_batch: Callable[[], object] | None = None,
+) -> dict[str, Any]:
+    """Measure a network as its run's settings ask: all attacks, AutoAttack on fewer images where asked.
+
+    Args:
+        network: on the device to measure on.
+        test: the images, of which the settings may take the first few.
+        settings: of the run; its `eval` says what and how.
+        folder: the run folder, which keeps what is measured so far.
+        after_batch: see `iad_ext.evaluate`.
+    """
+    asked = settings.eval
+    attacks = tuple(name.strip() for name in asked.attacks.split(",") if name.strip())
+    everything = test.take(slice(0, asked.limit)) if asked.limit else test
+    few = everything.take(slice(0, asked.aa_limit)) if asked.aa_limit else everything
+    measured = functools.partial(
+        evaluate,
+        network,
+        eps=asked.eps,
+        seed=asked.seed,
+        batch_size=asked.batch_size,
+        fast=asked.fast,
+        state_folder=folder / "evaluation",
+        after_batch=after_batch,
+    )
+    curve = asked.curve_limit if set(attacks) != {"natural"} else 0
+    if len(few) == len(everything) or "aa" not in attacks:
+        return measured(everything.images, everything.labels, attacks=attacks, curve=curve)
+    others = tuple(name for name in attacks if name != "aa")
+    result = measured(few.images, few.labels, attacks=("aa",), curve=0 if others else curve)
+    if others:
+        of_others = measured(everything.images, everything.labels, attacks=others, curve=curve)
+        result = with_autoattack(of_others, result)
+    return result
 
 
 def _changed(before: Settings, now: Settings) -> list[Change]:
