@@ -3,14 +3,15 @@
 Nothing here runs a network: a figure whose pass was not run is null.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from iad_ext.objectives import Loss, Outputs
+from iad_ext import terms
+from iad_ext.objectives import ImageWeight, Loss, Outputs, alpha
 from iad_ext.reliability import combined_guidance, predicts, three_cases, trust
-from iad_ext.types import Labels, Logits, PerImage
+from iad_ext.types import Labels, PerImage
 
 # the name of every figure in metrics.jsonl, in the order that a reader meets it
 FIGURES = (
@@ -40,7 +41,7 @@ def figures(
     labels: Labels,
     loss: Loss,
     *,
-    trust_of: Callable[[Logits, Labels], PerImage] = trust,
+    trust_of: ImageWeight | None = None,
 ) -> dict[str, PerImage]:
     """Per-image figures that these passes allow.
 
@@ -71,18 +72,15 @@ def figures(
         found["trust/mean"] = loss.trust
     if outputs.teacher_adv is not None:
         found[HISTOGRAM] = trust(outputs.teacher_adv, labels, beta=1.0)
-        found["teacher/entropy_on_student_adv"] = entropy(outputs.teacher_adv)
+        found["teacher/entropy_on_student_adv"] = terms.entropy(outputs.teacher_adv).detach()
         if outputs.student_nat is not None:
-            alpha = trust_of(outputs.teacher_adv, labels)
-            guidance = combined_guidance(outputs.teacher_adv, outputs.student_nat.detach(), alpha)
-            found["combined/acc_on_student_adv"] = 100.0 * predicts(guidance, labels)
+            weighs = trust_of or alpha(0.1)
+            if all(getattr(outputs, name) is not None for name in weighs.reads):
+                guidance = combined_guidance(
+                    outputs.teacher_adv, outputs.student_nat.detach(), weighs(outputs, labels)
+                )
+                found["combined/acc_on_student_adv"] = 100.0 * predicts(guidance, labels)
     return found
-
-
-def entropy(logits: Logits) -> PerImage:
-    """Entropy of the softmax, in nats, between 0 and log(classes); (batch,), without gradient."""
-    log_p = logits.detach().log_softmax(dim=1)
-    return -(log_p.exp() * log_p).sum(dim=1)
 
 
 def introspection_share(record: Mapping[str, float | None], term: str | None) -> float | None:

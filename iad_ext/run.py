@@ -409,6 +409,7 @@ class Run:
             accumulation=train.accumulation,
             non_finite=train.non_finite,
             diagnostics=self.settings.diagnostics,
+            bn_order=train.bn_order,
         )
 
     def _attack(self, student: nn.Module, decided: Precision) -> Any:
@@ -701,6 +702,7 @@ class Run:
             "teacher": self.teacher_accuracy.get("teacher", {}),
             "natural_teacher": self.teacher_accuracy.get("natural_teacher", {}),
             "precision": dataclasses.asdict(self.decided),
+            "bn_order": self.settings.train.bn_order,
             "data": dict(self.assets.splits.provenance),
             "changed": self.accepted,
         }

@@ -135,6 +135,8 @@ class TrainSettings:
     """released: second drop lost; gairat: 120 epochs, drops 60 90 110; sec5_1: 200, drops 100 150, decay 2e-4."""
     non_finite: Literal["stop", "skip"] = "stop"
     """What a loss or gradient that is not finite does: stop the run, or skip the step and count it."""
+    bn_order: Literal["lean", "faithful"] = "lean"
+    """Passes that BatchNorm's running statistics see: those the loss reads, or the released step's, in its order."""
     padding: int = 4
     """Random crop after padding by this many pixels on each side; 0 for none."""
     flip: bool = True

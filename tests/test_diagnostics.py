@@ -8,7 +8,7 @@ import torch
 
 from iad_ext import Outputs
 from iad_ext.diagnostics import FIGURES, HISTOGRAM, TRUST_EDGES, Sums, figures, introspection_share
-from iad_ext.objectives import PASSES, build
+from iad_ext.objectives import PASSES, ImageWeight, build
 
 LOOKS = {
     "train/acc_adv": "student_adv",
@@ -124,12 +124,16 @@ def test_a_probability_of_1_is_counted():
     assert (counts[0], counts[-1], sum(counts)) == (1, 2, 3)
 
 
+def always(alpha):
+    return ImageWeight(lambda _, labels: torch.full((len(labels),), alpha), frozenset(), "a number")
+
+
 def test_the_combination_takes_the_objective_s_trust():
     """A teacher that nobody trusts leaves the student's own answer, one trusted fully its own."""
     outputs, labels = batch(0, 50)
     loss = build("iad1")(outputs, labels, epoch=100)
     for alpha, alone in ((0.0, "train/acc_nat"), (1.0, "teacher/acc_on_student_adv")):
-        found = figures(outputs, labels, loss, trust_of=lambda _, y, a=alpha: torch.full((len(y),), a))
+        found = figures(outputs, labels, loss, trust_of=always(alpha))
         assert torch.equal(found["combined/acc_on_student_adv"], found[alone])
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from iad_ext import attacks, objectives
+from iad_ext.averaging import WeightAverage
 from iad_ext.diagnostics import FIGURES, HISTOGRAM
 from iad_ext.loop import TrainingStopped, accelerator_for
 from iad_ext.objectives import ROWS, build
@@ -246,7 +247,10 @@ def test_only_the_missing_pass_of_only_those_batches_is_run(name, epoch, diagnos
     one = engine(objective, Task(27), teacher=teacher, diagnostics=diagnostics)
     record = one.epoch(epoch, rate=RATE)
     reads = {"teacher_nat", "teacher_adv"} & objective.needs(epoch)
-    assert teacher.images == 27 * len(reads) + sum(batches) * (2 - len(reads))
+    through = (
+        27 * loop_cases.STEPS if objective.attack == "adaad" else 0
+    )  # the attack goes through the teacher
+    assert teacher.images == through + 27 * len(reads) + sum(batches) * (2 - len(reads))
     for figure in (*TEACHES, "cases/wrong", HISTOGRAM):
         its_passes = READ.get(figure, {"teacher_adv"})
         assert (record[figure] is None) == (not its_passes <= reads and not batches), figure
@@ -395,10 +399,28 @@ def test_layers_draw_anew_at_every_step_and_the_same_when_a_step_is_repeated():
 # ------------------------------------------------------------------------------------------- going on
 
 
-@pytest.mark.parametrize("stop_at", [(1, 0), (1, 1), (1, 3), (2, 2)])
-def test_a_run_that_goes_on_is_the_run_that_never_stopped(stop_at):
+GOING_ON = {
+    "iad1": (IAD1, {}),
+    "mtard": (objectives.mtard(balance_rate=0.3), {}),
+    "adr": (objectives.adr(), {}),
+    "ema": (objectives.at(), {"kind": "ema", "decay": 0.7}),
+    "swa": (objectives.at(), {"kind": "swa", "start": 1}),
+    "awp": (objectives.iad_mtard(warmup_epochs=1), {"awp": 0.02, "awp_start": 1}),
+}
+
+
+def going_on(name, task, student):
+    objective, changed = GOING_ON[name]
+    if "kind" in changed:
+        changed = {"average": WeightAverage(student, **changed)}
+    return engine(objective, task, student=student, **changed)
+
+
+@pytest.mark.parametrize("name", GOING_ON)
+@pytest.mark.parametrize("stop_at", [(1, 0), (1, 1), (1, 3), (2, 2), (1, 4)])
+def test_a_run_that_goes_on_is_the_run_that_never_stopped(stop_at, name):
     task, epochs = Task(27), 3
-    whole = engine(IAD1, task, student=_Dropping())
+    whole = going_on(name, task, _Dropping())
     states = {}
     records = []
     for epoch in range(epochs):
@@ -409,12 +431,13 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(stop_at):
         if epoch:
             states[epoch, 0] = copy.deepcopy(whole.state(within_epoch=False))
         records.append(whole.epoch(epoch, rate=RATE * 0.5**epoch, after_step=keep))
+        states[epoch, len(task)] = copy.deepcopy(whole.state(within_epoch=True))  # trained, not yet validated
     saved = states[stop_at]
     student = _Dropping()
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.fill_(9.0)
-    again = engine(IAD1, task, student=student)
+    again = going_on(name, task, student)
     tensors, numbers = saved
     again.restore(tensors, json.loads(json.dumps(numbers)))
     for epoch in range(stop_at[0], epochs):
@@ -422,6 +445,10 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(stop_at):
         record = again.epoch(epoch, first_step=first, rate=RATE * 0.5**epoch)
         assert figures_of([record]) == figures_of([records[epoch]])
     assert _equal(student.state_dict(), whole.student.state_dict())
+    ended, expected = (one.state(within_epoch=False)[0] for one in (again, whole))
+    assert ended.keys() == expected.keys()
+    for group, tensors in ended.items():
+        assert _equal(tensors, expected[group]), group
 
 
 def test_an_epoch_that_was_stopped_at_its_end_only_reports():
