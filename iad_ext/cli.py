@@ -850,6 +850,8 @@ class Report:
 
     runs: Annotated[Positional[tuple[str, ...]], _option(metavar="RUN…")]
     """Folders of runs, or of studies."""
+    figures: bool = False
+    """Write a run's figures into its folder figures/ too, as SVG and PNG."""
 
     def run(self) -> int:
         """Write them."""
@@ -863,7 +865,9 @@ class Report:
                     raise ValueError(f"there is no folder {folder}")
                 _require_writable(Path(folder) / "report.html")
                 written = report.write(folder)
-            _say_written(written, "")
+                drawn = report.write_figures(folder) if self.figures else []
+            for path in (written, *drawn):
+                _say_written(path, "")
         return DONE
 
 
