@@ -3,6 +3,7 @@
 This is the only place that reads `Settings`; everything below takes plain arguments.
 """
 
+import copy
 import dataclasses
 import functools
 import logging
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from iad_ext import attacks, checkpoint, compiling, files, precision, processes, provenance
 from iad_ext import settings as settings_
 from iad_ext.assets import Assets, UsageError
+from iad_ext.averaging import WeightAverage, reestimate_batchnorm
 from iad_ext.backbones import create_network, load_network, save_network, saved_metadata
-from iad_ext.batches import Batches, share
+from iad_ext.batches import Batches, batches_in_order, share
 from iad_ext.checkpoint import Checkpoint, CheckpointError
 from iad_ext.compiling import Compilation
 from iad_ext.data import ImageSet
@@ -253,8 +255,9 @@ class Run:
             if anyone(bool(self.stop)):
                 raise Interrupted
             if (epoch + 1) % self.settings.eval.every == 0 or last:
-                record |= self._validate(engine.student)
-                self._keep_best(engine.student, epoch, record)
+                network = self._measured(engine)
+                record |= self._validate(network)
+                self._keep_best(network, epoch, record)
             else:
                 record |= {"eval/natural": None, "eval/pgd10": None}
         except Interrupted:
@@ -265,7 +268,7 @@ class Run:
             checkpoint.append_line(self.folder / "metrics.jsonl", record)
             self.tracking.send_epochs()
         if last:
-            self._save_network(engine.student, "last", epoch, record)
+            self._save_network(network, "last", epoch, record)
         if (epoch + 1) % every.every_epochs == 0 or last:
             self._save(engine, epoch + 1, 0)
 
@@ -436,6 +439,9 @@ class Run:
             non_finite=train.non_finite,
             diagnostics=self.settings.diagnostics,
             bn_order=train.bn_order,
+            average=self._average(student),
+            awp=train.awp,
+            awp_start=train.awp_start,
         )
 
     def _compilation(
@@ -451,6 +457,24 @@ class Run:
         found = compiling.decide(wanted, attack, images, classes=classes, autocast=autocast, reason=reason)
         return from_main(found)
 
+    def _average(self, student: nn.Module) -> WeightAverage | None:
+        asked = self.settings.average
+        if asked.name == "none":
+            return None
+        return WeightAverage(student, kind=asked.name, decay=asked.decay, start=asked.start)
+
+    def _measured(self, engine: Engine) -> nn.Module:
+        """What is validated and kept: the student, or its average with BatchNorm's statistics as asked for."""
+        asked = self.settings.average
+        if asked.name == "none" or engine.average is None:
+            return engine.student
+        network = copy.deepcopy(engine.average.network)
+        if asked.batchnorm == "reestimate":
+            train = self.assets.splits.train.to(self.world.device)
+            size = self.settings.train.batch_size
+            reestimate_batchnorm(network, (images for images, _ in batches_in_order(train, size)))
+        return network
+
     def _attack(self, student: nn.Module, decided: Precision) -> Any:
         if not self.plan.passes() & ADVERSARIAL_PASSES:
             return None
@@ -458,6 +482,7 @@ class Run:
         return attacks.build(
             attack.name,
             student,
+            teacher=self.assets.teacher,
             eps=attack.eps,
             alpha=attack.step,
             steps=attack.steps,

@@ -417,7 +417,7 @@ class _Course:
         kept, all_ = self.kept, self.data
         data = Sample(all_.images[:limit], all_.labels[:limit], all_.device, all_.dtype)
         unit = PGD(self.subject, eps=1.0)  # noise in [−1, 1], the same for every radius
-        starts = _starts(unit, "curve", self.seed, tuple(data.images.shape[1:]))
+        starts = starting_noise(unit, "curve", self.seed, tuple(data.images.shape[1:]))
         stands: dict[float, Flags] = {}
         for radius in curves.radii(self.eps):
             name, before = f"curve {show_fraction(radius)}", kept.seconds.get("curve", 0.0)

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 Teacher: TypeAlias = PyTorchClassifier | nn.Module | str | PathLike[str]
 Data: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
 # an objective given by name takes its warm-up from the run: the paper's 60 and 40 of 200 epochs
-WARMUP_SHARE = {"iad1": 0.3, "iad1_down": 0.3, "iad2": 0.2}
+WARMUP_SHARE = {"iad1": 0.3, "iad1_down": 0.3, "iad2": 0.2, "adaiad": 0.3, "iad_rslad": 0.3, "iad_mtard": 0.3}
 # images of all epochs together from which on a measurement of precisions, which costs as much as 80, pays
 WORTH_MEASURING = 1000
 ENOUGH_TO_JUDGE = 32  # images on which a teacher that is right no more often than chance is suspect
@@ -396,6 +396,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         return attacks.build(
             objective.attack if objective.attack != "none" else "pgd",
             student,
+            teacher=self._teachers.get("teacher"),
             eps=self._eps,
             alpha=self._eps / 4,
             training=objective.attack_training,
@@ -441,6 +442,8 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         settings = dict(self._objective_settings)
         if self._objective in WARMUP_SHARE:
             settings.setdefault("warmup_epochs", round(WARMUP_SHARE[self._objective] * nb_epochs))
+        if self._objective in objectives.ROWS and objectives.takes(self._objective, "ramp_epochs", settings):
+            settings.setdefault("ramp_epochs", nb_epochs)
         return objectives.build(self._objective, **settings)
 
     def _require_teachers(self, objective: Objective, nb_epochs: int, *, given: Mapping[str, object]) -> None:
