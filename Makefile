@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test test-fast test-faults test-torchattacks docs docs-inventories lint types check format clean
+.PHONY: help quickstart bench test test-fast test-faults test-torchattacks docs docs-inventories lint types check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test-fast: $(READY) ## the test suite without what starts processes or trains fo
 
 test-faults: $(READY) ## kills, damaged files and bad input at length, 15 minutes; REPORT=DIR keeps a report
 	$(BIN)/python tests/faults/long.py $(if $(REPORT),--report $(REPORT))
+
+bench: $(READY) ## benchmarks: 25 minutes on two idle cores, 10 on a GPU; ARGS="--only a,b" and the like, OUT=DIR
+	$(BIN)/python benchmarks/run.py $(ARGS) $(if $(OUT),--out $(OUT))
 
 test-torchattacks: $(READY) ## the attacks' tests against the other supported torchattacks, 3.5.1
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/torchattacks-3.5.1 torchattacks==3.5.1

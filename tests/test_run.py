@@ -20,6 +20,7 @@ from torch import nn
 
 from iad_ext import assets, checkpoint, evaluate, load_network, run
 from iad_ext.backbones import PixelSpace, create_network, save_network
+from iad_ext.compiling import Compilation
 from iad_ext.data import load_splits
 from iad_ext.loop import Engine
 from iad_ext.precision import Precision
@@ -640,6 +641,7 @@ def done(here, finished):
         ("--data.limit-train 65", "--data.limit-train: 64 before, 65 now"),
         ("--student.name cifar_resnet20", "--student.name: cifar_resnet8 before, cifar_resnet20 now"),
         ("--precision bf16", "--precision: fp32 before, bf16 now"),
+        ("--compile step", "--compile: off before, step now"),
         ("--data.selection test", "--data.selection: holdout before, test now"),
         ("--eval.seed 1", "--eval.seed: 0 before, 1 now"),  # validation's too: it selects
         ("--train.lr 0.2 --train.momentum 0.5", "--train.momentum: 0.9 before, 0.5 now"),
@@ -841,6 +843,44 @@ def test_the_option_beats_accelerate_s_flag_which_beats_a_measurement(
     assert _run("at_resnet18", f"--out r {line} --train.epochs 1") == 0
     environment = json.loads((here / "r/environment.json").read_text())
     assert (environment["precision"]["kind"], environment["precision"]["reason"]) == (kind, reason)
+
+
+# ------------------------------------------------------------------------------------------- compile
+
+
+def test_how_the_attack_is_run_is_kept(here, monkeypatch, capsys):
+    """As decided at the start, whatever a trial would find later."""
+    wanted, taken = [], []
+
+    def decide(way, attack, images, **how):
+        wanted.append((way, how["reason"], len(images)))
+        return Compilation("step", "measured: here")
+
+    def step_of(attack):
+        taken.append(attack)
+        return attack.take_step
+
+    monkeypatch.setattr(run.compiling, "decide", decide)
+    monkeypatch.setattr(run.compiling, "CompiledStep", step_of)
+    _killed("--out r", run.Run, "_finish", recipe="at_resnet18")
+    assert "attack           compile step (measured: here)" in capsys.readouterr().out
+    assert _run("at_resnet18", "--out r") == 0
+    assert wanted == [("auto", "asked for by --compile", 16), ("step", "as the run was begun", 16)]
+    assert len(taken) == 2
+    assert _results(here / "r")["compile"] == {"kind": "step", "reason": "measured: here"}
+    assert json.loads((here / "r/environment.json").read_text())["compile"]["kind"] == "step"
+
+
+def test_nothing_is_compiled_where_nothing_is_attacked(here, monkeypatch):
+    monkeypatch.setattr(run.compiling, "decide", _raise_kill)
+    assert _run("st_resnet18", "--out r --train.epochs 1") == 0
+    assert _results(here / "r")["compile"] == {"kind": "off", "reason": "nothing is attacked"}
+
+
+@pytest.mark.parametrize("order", ["lean", "faithful"])
+def test_results_name_the_order_of_batchnorm(here, order):
+    assert _run("at_resnet18", f"--out r --train.epochs 1 --train.bn-order {order}") == 0
+    assert _results(here / "r")["bn_order"] == order
 
 
 # ------------------------------------------------------------------------------------------- the rest
