@@ -53,11 +53,16 @@ class Task:
     size: int = 32
     classes: int = 10
     steps: int = STEPS
+    dtype: torch.dtype = torch.float32
 
     def build(self, seed: int, device: torch.device) -> nn.Module:
         """The network with a seed's weights; seed 1 is the student, 2 and 3 are teachers."""
         network = create_network(self.network, num_classes=self.classes, seed=seed)
-        return network.to(device)
+        return network.to(device, self.dtype)
+
+    def pixels(self, device: torch.device) -> Tensor:
+        """The images of a batch in [0, 1]."""
+        return self.images(device).images.to(self.dtype).div(255)
 
     def images(self, device: torch.device, batches: int = 1) -> ImageSet:
         """Noise as uint8 with labels."""
@@ -231,7 +236,7 @@ class Floor:
         self.teacher = network(2).eval().requires_grad_(False)
         self.natural_teacher = network(3).eval().requires_grad_(False)
         self.optimizer = sgd(self.student)
-        pixels = task.images(device).images.float().div(255)
+        pixels = task.pixels(device)
         self.images = pixels.contiguous(memory_format=memory_format)
         self.leaf = self.images.clone().requires_grad_(True)
         self.both = torch.cat([self.images, self.images])
