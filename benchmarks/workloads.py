@@ -124,7 +124,10 @@ def process_state(kept: dict[type, dict[str, Any]]) -> Iterator[None]:
 
 
 class Ours:
-    """The engine's whole step, as a run does it: batch, random start, attack, passes, loss, figures, update."""
+    """The engine's whole step, as a run does it: batch, random start, attack, passes, loss, figures, update.
+
+    Without the passes that only figures read: `--diagnostics off`.
+    """
 
     def __init__(
         self,
@@ -183,6 +186,7 @@ class Ours:
                 source=source,
                 seed=0,
                 attack=run,
+                diagnostics="off",
                 teacher=network(2) if needed & {"teacher_nat", "teacher_adv"} else None,
                 natural_teacher=network(3) if "natural_teacher_adv" in needed else None,
                 **engine,

@@ -3,13 +3,14 @@
 This is the only place that reads `Settings`; everything below takes plain arguments.
 """
 
+import copy
 import dataclasses
 import functools
 import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -21,12 +22,13 @@ from torch import Tensor, nn
 from iad_ext import attacks, checkpoint, compiling, files, precision, processes, provenance
 from iad_ext import settings as settings_
 from iad_ext.assets import Assets, UsageError
+from iad_ext.averaging import WeightAverage, reestimate_batchnorm
 from iad_ext.backbones import create_network, load_network, save_network, saved_metadata
-from iad_ext.batches import Batches, share
+from iad_ext.batches import Batches, batches_in_order, share
 from iad_ext.checkpoint import Checkpoint, CheckpointError
 from iad_ext.compiling import Compilation
 from iad_ext.data import ImageSet
-from iad_ext.evaluation import accuracy_under, evaluate, format_table, interval, with_autoattack
+from iad_ext.evaluation import accuracy_under, evaluate, format_table, gallery, interval, with_autoattack
 from iad_ext.loop import Engine, TrainingStopped, accelerator_for
 from iad_ext.memory import OutOfMemory, explained
 from iad_ext.objectives import ADVERSARIAL_PASSES
@@ -49,9 +51,19 @@ FREE_ON_RESUME = (
     "precision",
     "compile",
     "require_revision",
+    "diagnostics",
     "log_with",
 )
-FREE_GROUPS = ("eval.attacks", "eval.of", "eval.limit", "eval.aa_limit", "eval.batch_size", "checkpoint.")
+FREE_GROUPS = (
+    "eval.attacks",
+    "eval.of",
+    "eval.limit",
+    "eval.aa_limit",
+    "eval.curve_limit",
+    "eval.fast",
+    "eval.batch_size",
+    "checkpoint.",
+)
 
 # of the changes that are accepted: what the best checkpoint is measured by, and what an epoch's steps consist of
 MEASURED_BY = ("data", "eval.", "attack.eps")
@@ -75,7 +87,7 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
     memory (the last checkpoint is whole), 4 the run folder cannot be written, 5 stopped by SIGTERM, SIGUSR1 or SIGINT
     (all is saved), 130 forced by a second SIGINT.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _show_warnings()
     try:
         settings = settings_.from_command_line(recipe, args)
     except ValueError as error:
@@ -95,6 +107,13 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail(130, "forced to stop; the last checkpoint is whole, the same command goes on from it")
     processes.leave()
+
+
+def _show_warnings() -> None:
+    handler = logging.StreamHandler()
+    # the hub's clients print their own already
+    handler.addFilter(lambda record: record.name.partition(".")[0] not in ("huggingface_hub", "datasets"))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[handler])
 
 
 def _fail(code: int, error: object) -> NoReturn:
@@ -236,8 +255,9 @@ class Run:
             if anyone(bool(self.stop)):
                 raise Interrupted
             if (epoch + 1) % self.settings.eval.every == 0 or last:
-                record |= self._validate(engine.student)
-                self._keep_best(engine.student, epoch, record)
+                network = self._measured(engine)
+                record |= self._validate(network)
+                self._keep_best(network, epoch, record)
             else:
                 record |= {"eval/natural": None, "eval/pgd10": None}
         except Interrupted:
@@ -248,7 +268,7 @@ class Run:
             checkpoint.append_line(self.folder / "metrics.jsonl", record)
             self.tracking.send_epochs()
         if last:
-            self._save_network(engine.student, "last", epoch, record)
+            self._save_network(network, "last", epoch, record)
         if (epoch + 1) % every.every_epochs == 0 or last:
             self._save(engine, epoch + 1, 0)
 
@@ -417,7 +437,11 @@ class Run:
             natural_teacher=self.assets.natural_teacher,
             accumulation=train.accumulation,
             non_finite=train.non_finite,
+            diagnostics=self.settings.diagnostics,
             bn_order=train.bn_order,
+            average=self._average(student),
+            awp=train.awp,
+            awp_start=train.awp_start,
         )
 
     def _compilation(
@@ -433,6 +457,24 @@ class Run:
         found = compiling.decide(wanted, attack, images, classes=classes, autocast=autocast, reason=reason)
         return from_main(found)
 
+    def _average(self, student: nn.Module) -> WeightAverage | None:
+        asked = self.settings.average
+        if asked.name == "none":
+            return None
+        return WeightAverage(student, kind=asked.name, decay=asked.decay, start=asked.start)
+
+    def _measured(self, engine: Engine) -> nn.Module:
+        """What is validated and kept: the student, or its average with BatchNorm's statistics as asked for."""
+        asked = self.settings.average
+        if asked.name == "none" or engine.average is None:
+            return engine.student
+        network = copy.deepcopy(engine.average.network)
+        if asked.batchnorm == "reestimate":
+            train = self.assets.splits.train.to(self.world.device)
+            size = self.settings.train.batch_size
+            reestimate_batchnorm(network, (images for images, _ in batches_in_order(train, size)))
+        return network
+
     def _attack(self, student: nn.Module, decided: Precision) -> Any:
         if not self.plan.passes() & ADVERSARIAL_PASSES:
             return None
@@ -440,6 +482,7 @@ class Run:
         return attacks.build(
             attack.name,
             student,
+            teacher=self.assets.teacher,
             eps=attack.eps,
             alpha=attack.step,
             steps=attack.steps,
@@ -748,6 +791,8 @@ class Run:
             flags |= {f"{which}/{attack}": robust for attack, robust in measured[which]["robust"].items()}
             results[which] = {key: value for key, value in measured[which].items() if key != "robust"}
             results["selected_on"] = self._validated_on()
+        if self._measures_pgd20(wanted):
+            self._keep_gallery(wanted[0])
         files.write_json(self.folder / "results.json", results)
         if flags:
             held = save({name: flag.to(torch.uint8) for name, flag in flags.items()})
@@ -756,7 +801,40 @@ class Run:
         self._note("measured", files=files_)
         self.tracking.send_results(results)
         self._show(measured, results["epochs"])
+        self._write_report()
         return results
+
+    def _measures_pgd20(self, wanted: Sequence[str]) -> bool:
+        return bool(wanted) and gallery.ATTACK in self.plan.attacks
+
+    def _keep_gallery(self, which: str) -> None:
+        """Keep the worst and the most distrusted of the first test images; a run never fails by it."""
+        asked, classes = self.settings.eval, self.assets.splits.classes
+        test = self.assets.splits.test.take(slice(0, min(gallery.IMAGES, asked.limit or gallery.IMAGES)))
+        try:
+            kept = gallery.pick(
+                load_network(self.folder / which).to(self.world.device),
+                test.images,
+                test.labels,
+                teacher=self.assets.teacher,
+                eps=asked.eps,
+                seed=asked.seed,
+                batch_size=asked.batch_size,
+                after_batch=self._break_off,
+            )
+            content = gallery.as_file(kept, eps=asked.eps, n=len(test), which=which, classes=classes)
+            files.write_whole(self.folder / "gallery.safetensors", content)
+        except (ValueError, TypeError, RuntimeError, OSError) as error:
+            log.warning("no gallery of images: %s", error)
+
+    def _write_report(self) -> None:
+        """Make report.html from the folder; a report that cannot be made is a warning."""
+        try:
+            from iad_ext import report  # brings matplotlib, which training does without
+
+            say(f"report           {report.write(self.folder)}")
+        except Exception as error:  # the run is done, and worth more than its report
+            log.warning("no report (%s: %s); iad-ext report %s", type(error).__name__, error, self.folder)
 
     def _measured_already(self, saved: Checkpoint | None) -> dict[str, Any] | None:
         """The results of a run that is finished and measured as asked; None where there is something to do."""
@@ -794,26 +872,55 @@ class Run:
 
     def _evaluate(self, which: str) -> dict[str, Any]:
         """All attacks on the test images; AutoAttack on fewer of them where asked."""
-        network = load_network(self.folder / which).to(self.world.device)
-        asked, test = self.settings.eval, self.assets.splits.test
-        everything = test.take(slice(0, asked.limit)) if asked.limit else test
-        few = everything.take(slice(0, asked.aa_limit)) if asked.aa_limit else everything
-        measure = functools.partial(
-            evaluate,
-            network,
-            eps=asked.eps,
-            seed=asked.seed,
-            batch_size=asked.batch_size,
-            state_folder=self.folder / "evaluation",
+        return measure(
+            load_network(self.folder / which).to(self.world.device),
+            self.assets.splits.test,
+            self.settings,
+            folder=self.folder,
             after_batch=self._break_off,
         )
-        if len(few) == len(everything) or "aa" not in self.plan.attacks:
-            return measure(everything.images, everything.labels, attacks=self.plan.attacks)
-        others = tuple(name for name in self.plan.attacks if name != "aa")
-        result = measure(few.images, few.labels, attacks=("aa",))
-        if others:
-            result = with_autoattack(measure(everything.images, everything.labels, attacks=others), result)
-        return result
+
+
+def measure(
+    network: nn.Module,
+    test: ImageSet,
+    settings: Settings,
+    *,
+    folder: Path,
+    after_batch: Callable[[], object] | None = None,
+) -> dict[str, Any]:
+    """Measure a network as its run's settings ask: all attacks, AutoAttack on fewer images where asked.
+
+    Args:
+        network: on the device to measure on.
+        test: the images, of which the settings may take the first few.
+        settings: of the run; its `eval` says what and how.
+        folder: the run folder, which keeps what is measured so far.
+        after_batch: see `iad_ext.evaluate`.
+    """
+    asked = settings.eval
+    attacks = tuple(name.strip() for name in asked.attacks.split(",") if name.strip())
+    everything = test.take(slice(0, asked.limit)) if asked.limit else test
+    few = everything.take(slice(0, asked.aa_limit)) if asked.aa_limit else everything
+    measured = functools.partial(
+        evaluate,
+        network,
+        eps=asked.eps,
+        seed=asked.seed,
+        batch_size=asked.batch_size,
+        fast=asked.fast,
+        state_folder=folder / "evaluation",
+        after_batch=after_batch,
+    )
+    curve = asked.curve_limit if set(attacks) != {"natural"} else 0
+    if len(few) == len(everything) or "aa" not in attacks:
+        return measured(everything.images, everything.labels, attacks=attacks, curve=curve)
+    others = tuple(name for name in attacks if name != "aa")
+    result = measured(few.images, few.labels, attacks=("aa",), curve=0 if others else curve)
+    if others:
+        of_others = measured(everything.images, everything.labels, attacks=others, curve=curve)
+        result = with_autoattack(of_others, result)
+    return result
 
 
 def _changed(before: Settings, now: Settings) -> list[Change]:

@@ -435,6 +435,7 @@ def test_checkpoints_may_be_rarer_but_never_miss_the_end(here):
     assert names == [f"epoch000{epoch}-step000000" for epoch in (2, 4, 5)]
 
 
+@pytest.mark.slow
 def test_normalisation_is_of_the_training_images_and_inside_the_network(here):
     assert (
         _run(
@@ -572,6 +573,7 @@ def uninterrupted(world):
     return world / "uninterrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before a save", "after a save", "after a line"])
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
@@ -670,6 +672,7 @@ def test_other_images_are_refused(done, capsys, monkeypatch):
     assert _files(done) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "change"),
     [
@@ -889,6 +892,7 @@ def test_a_run_is_a_function_too(here):
     assert results == run.read_results(here / "r") == run.run(settings)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_cifar10(here):
     folder = REAL_DATA / "cifar10"

@@ -387,7 +387,12 @@ def test_every_setting_can_be_given():
     for name, value in flat(Settings()):
         if name == "recipe" or isinstance(value, bool):
             continue
-        given = {"data.selection": "test", "attack.mode": "eval", "precision": "bf16"}.get(name)
+        given = {
+            "data.selection": "test",
+            "attack.mode": "eval",
+            "precision": "bf16",
+            "diagnostics": "off",
+        }.get(name)
         if given is None:
             given = {
                 "train.non_finite": "skip",

@@ -1,8 +1,8 @@
 """AutoAttack "standard", batch by batch, with the flags that pyautoattack's own loop gives.
 
 pyautoattack attacks the images still standing in batches, reseeds before every batch and counts what is left.
-This module walks the same batches in the same order with the same attack objects, and so ends with the same
-flags, bit for bit. What differs is around them: the state after every batch is in one's hands (for a progress
+This module walks the same batches in the same order with attacks that decide as the stock ones do (`lean`), and so
+ends with the same flags. What differs is around them: the state after every batch is in one's hands (for a progress
 bar, or to save it and go on later), warnings come back as data, the network is the caller's frozen one, and
 networks of fewer than ten classes work.
 """
@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyautoattack import AutoAttack, checks
+from pyautoattack import checks
 
+from iad_ext.evaluation.lean import LeanAPGD, LeanAPGDTargeted, LeanFAB, LeanSquare
 from iad_ext.evaluation.masking import Flag
 from iad_ext.evaluation.samples import Sample
 from iad_ext.evaluation.subject import Subject
@@ -118,17 +119,29 @@ class Runner:
         self.stages = tuple(stage for stage in STANDARD if stage != "apgd-t" or classes > 3)
         self.targets = min(9, classes - 1)
         self.warnings = _Warnings()
-        self.attack = self._build(eps)
+        self.attacks = self._build(eps)
 
-    def _build(self, eps: float) -> AutoAttack:
-        attack = AutoAttack(self.subject, eps=eps, seed=self.seed, device=self.subject.device)
-        for stage in (attack.apgd, attack.apgd_targeted):
-            # step-size checkpoints stay those of 100 iterations: a trimmed run is the standard one cut short
-            stage.n_iter, stage.logger = self.budget["n_iter"], self.warnings
-        attack.fab.n_iter, attack.square.n_queries = self.budget["n_iter"], self.budget["n_queries"]
-        attack.apgd.loss, attack.fab.targeted = "ce", True
-        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = self.targets
-        return attack
+    def _build(self, eps: float) -> dict[str, Any]:
+        """The attacks of AutoAttack's version "standard", by stage."""
+        common = {
+            "eps": eps,
+            "norm": "Linf",
+            "seed": self.seed,
+            "device": self.subject.device,
+            "verbose": False,
+        }
+        # step-size checkpoints stay those of 100 iterations: a trimmed run is the standard one cut short
+        climb = common | {"n_restarts": 1, "n_iter": BUDGET["n_iter"], "rho": 0.75, "logger": self.warnings}
+        walk = common | {"n_restarts": 1, "n_iter": self.budget["n_iter"], "targeted": True}
+        search = common | {"n_restarts": 1, "n_queries": self.budget["n_queries"], "resc_schedule": False}
+        attacks: dict[str, Any] = {
+            "apgd-ce": LeanAPGD(self.subject, loss="ce", **climb),
+            "apgd-t": LeanAPGDTargeted(self.subject, n_target_classes=self.targets, **climb),
+            "fab-t": LeanFAB(self.subject, n_target_classes=self.targets, **walk),
+            "square": LeanSquare(self.subject, p_init=0.8, **search),
+        }
+        attacks["apgd-ce"].n_iter = attacks["apgd-t"].n_iter = self.budget["n_iter"]
+        return attacks
 
     def queue(self, state: State) -> torch.Tensor:
         """Return the positions that stood when the stage at work began, also in the middle of it."""
@@ -164,14 +177,8 @@ class Runner:
         state.seconds[name] = state.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def _perturb(self, stage: str, images: Images, labels: Labels) -> Images:
-        attacks = {
-            "apgd-ce": self.attack.apgd,
-            "apgd-t": self.attack.apgd_targeted,
-            "fab-t": self.attack.fab,
-            "square": self.attack.square,
-        }
-        attacks[stage].seed = self.seed
-        adv: Images = attacks[stage].perturb(images, labels)
+        self.attacks[stage].seed = self.seed
+        adv: Images = self.attacks[stage].perturb(images, labels)
         return adv
 
     def protocol(self, state: State) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from iad_ext.checkpoint import CheckpointError
 from iad_ext.compiling import Compilation
 from iad_ext.loop import Engine
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, BATCH = 3, 16
 
 
