@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from iad_ext import cli, evaluate, paper, report
+from iad_ext import cli, evaluate, paper, plots, report
 from iad_ext.evaluation import gallery
 
 RUN = "runs/digits/iad1_resnet18-at/seed0"
@@ -488,6 +488,16 @@ def test_the_command_writes_the_pages_that_it_is_given(run, tmp_path, capsys):
     assert (run / "report.html").is_file()
     assert (tmp_path / "report.html").is_file()
     assert "report.html" in capsys.readouterr().out
+
+
+def test_the_command_draws_what_a_run_has_as_svg_and_png(trained, run):
+    assert _cli(run, "--figures") == 0
+    found = {path.name for path in (run / "figures").iterdir()}
+    assert found == {f"{name}.{suffix}" for name in plots.FIGURES for suffix in ("svg", "png")}
+    teacher = shutil.copytree(trained / "runs/digits/at_resnet18/seed0", run.parent / "teacher")
+    assert _cli("--figures", teacher) == 0  # it has no teacher of its own
+    found = {path.stem for path in (teacher / "figures").iterdir()}
+    assert found == {"learning", "losses", "figure3", "figure3c"}
 
 
 @pytest.mark.parametrize("content", [None, "settings.yaml", "results.json", "study.json"])
