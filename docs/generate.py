@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from iad_ext import cli, objectives, reliability, settings
+from iad_ext import cli, objectives, reliability, settings, studies
 from iad_ext.plan import Plan
 from iad_ext.units import show_fraction
 
@@ -55,6 +55,7 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "paper.md", paper_index()
     yield "quickstart.inc", quickstart_provenance()
     yield "results.inc", results()
+    yield "studies.inc", studies_table()
     for name in recipe_names():
         yield f"recipes/{name}.md", recipe_page(name)
     yield "recipes.md", recipes_table()
@@ -214,6 +215,17 @@ names other schedules: `released` (the second drop is lost, as in the released c
 {listed}
 ```
 """
+
+
+def studies_table() -> str:
+    """Every study with its title, its rows and the runs that it needs at its own settings."""
+    rows = []
+    for name in studies.names():
+        study = studies.read(name)
+        grid = studies.expand(study, studies.Choices())
+        rows.append([f"`{name}`", study.title, str(len(grid.lines)), str(len(grid.cells))])
+    head = ["study", "", "rows", "runs, with teachers"]
+    return f"## All studies\n\nAt their own seeds.\n\n{_table(head, rows)}\n"
 
 
 # ------------------------------------------------------------------------------------------- objectives
