@@ -398,6 +398,7 @@ def study(folder, **changed):
             },
             "paper": {"natural": mean + 10, "aa": mean - 20},
             "runs": ["runs/mine/seed0", "runs/gone/seed1"],
+            "masking": ["fgsm above pgd20"] if label == "ARD" else [],
         }
         for label, mean in (("ARD", 70.25), ("IAD-I", 71.75))
     ]
@@ -414,12 +415,12 @@ def study(folder, **changed):
         "name": "small",
         "title": "Table 2 in small",
         "paper": {"table": "Table 2", "source": "Zhu et al."},
-        "settings": {"train": {"epochs": 3}, "seeds": [0, 1]},
+        "settings": {"train": {"epochs": 3}, "seeds": [0, 1], "detectable_points": 1.23},
         "measures": ["natural", "aa"],
         "rows": rows,
         "comparisons": [difference],
         "claims": [{"claim": "IAD-I beats ARD", "verdict": "cannot be told", "why": "two seeds"}],
-        "provenance": {"commit": "abc123"},
+        "provenance": {"commit": "abc123", "runs": 3, "runs_wanted": 4, "selection": ["holdout"]},
     }
     (folder / "study.json").write_text(json.dumps(content | changed))
     return folder
@@ -444,6 +445,9 @@ def test_a_study_s_page_says_what_it_found(run, tmp_path):
         "cannot be told",
         "two seeds",
         "abc123",
+        "signs of masked gradients in ARD: fgsm above pgd20",
+        "3 of 4 runs are finished",
+        "differences below about 1.2 points",
         "Figure 3, right.",
     ):
         assert said in text, said
