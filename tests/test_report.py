@@ -464,6 +464,16 @@ def test_hostile_words_in_a_study_stay_words(tmp_path, words):
     assert page.text.count(words) > 10
 
 
+def test_nobody_leads_a_study_where_nobody_does(tmp_path):
+    """Not one of two equals, not the only one, not one data set over another."""
+    content = json.loads((study(tmp_path) / "study.json").read_text())
+    ard, iad = content["rows"]
+    assert "The highest mean accuracy" in page_of(study(tmp_path, rows=[ard, iad])).text
+    others = ([ard, {**ard, "label": "twin"}], [ard], [ard | {"data": "cifar10"}, iad | {"data": "cifar100"}])
+    for rows in others:
+        assert "The highest mean accuracy" not in page_of(study(tmp_path, rows=rows)).text
+
+
 def test_a_study_of_nothing_and_one_of_nonsense_have_pages(tmp_path):
     (tmp_path / "study.json").write_text("{}")
     assert "0 settings in 0 runs" in page_of(tmp_path).text

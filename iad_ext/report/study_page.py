@@ -103,16 +103,18 @@ def _named(table: object) -> str:
 
 
 def _sentence(study: Mapping[str, Any], runs: int) -> list[object]:
-    """The row that is best under the strongest attack that was measured."""
+    """How much was run, and which row leads under the strongest attack that was measured."""
     rows, measures = _rows(study), _measures(study)
-    measure = next((m for m in ("aa", "cw_inf", "pgd20", "natural") if m in measures), None)
+    measure = next((m for m in ("aa", "cw_inf", "pgd20", "natural") if m in measures), "natural")
     held = [
         (float(cell["mean"]), row)
         for row in rows
         if is_number((cell := _cell(row, "best", measure)).get("mean"))
     ]
     began = f"{len(rows)} settings in {runs} runs"
-    if not held or measure is None:
+    highest = sorted((value for value, _ in held), reverse=True)
+    # one row does not lead, nor one of two equals, nor are two data sets one race
+    if len(held) < 2 or highest[0] == highest[1] or len({str(row.get("data")) for row in rows}) > 1:
         return [f"{began}."]
     value, row = max(held, key=lambda pair: pair[0])
     of = TITLES.get(measure, measure)
