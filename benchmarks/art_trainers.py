@@ -1,7 +1,6 @@
 """(c) ART's own trainers / our loop on the same objective, attack, network and batch; our ART door / our loop."""
 
 import contextlib
-import dataclasses
 import io
 import logging
 from collections.abc import Callable
@@ -83,11 +82,7 @@ class ByART:
 
 def our_loop(task: Task, objective: str, device: torch.device, decided: precision.Precision) -> Contender:
     """Ours with ART's attack: PGD on cross-entropy in eval mode, for TRADES too."""
-    ours = Ours(task, objective, device, decided)
-    if objective == "TRADES":
-        ours.attack = attacks.PGD(ours.student, steps=task.steps)
-        ours.engine._step = dataclasses.replace(ours.engine._step, attack=ours.attack)
-        ours.engine.attack = ours.attack
+    ours = Ours(task, objective, device, decided, attack="pgd")
     return ours.contender()
 
 

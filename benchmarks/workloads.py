@@ -17,7 +17,7 @@ from harness import Contender, wait_for
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from iad_ext import attacks, objectives, precision
+from iad_ext import attacks, compiling, objectives, precision
 from iad_ext.backbones import create_network
 from iad_ext.batches import Batches
 from iad_ext.data import ImageSet
@@ -127,6 +127,9 @@ class Ours:
         objective: str,
         device: torch.device,
         decided: Precision,
+        *,
+        attack: str | None = None,
+        compile: str = "auto",  # noqa: A002 (the setting's name)
         **engine: Any,
     ) -> None:
         self.task, self.device = task, device
@@ -142,29 +145,39 @@ class Ours:
         self.attack = None
         if needed & ADVERSARIAL_PASSES:
             self.attack = attacks.build(
-                "trades" if self.objective.attack == "trades" else "pgd",
+                attack or ("trades" if self.objective.attack == "trades" else "pgd"),
                 self.student,
                 steps=task.steps,
                 training=self.objective.attack_training,
                 loss_scale=decided.attack_loss_scale,
             )
         self._state: dict[type, dict[str, Any]] = {}
+        source = Batches(
+            task.images(device),
+            batch_size=task.batch,
+            seed=0,
+            padding=4,
+            flip=True,
+            channels_last=decided.channels_last,
+        )
         with process_state(self._state):
+            accelerator = accelerator_for(decided, cpu=device.type == "cpu")
+            self.compilation = compiling.Compilation("off", "nothing is attacked")
+            run: Any = self.attack
+            if self.attack is not None:
+                images, autocast = source.batch(0, 0).images, accelerator.autocast
+                self.compilation = compiling.decide(
+                    compile, self.attack, images, classes=task.classes, autocast=autocast
+                )
+                run = compiling.compiled(self.attack, self.compilation)
             self.engine = Engine(
-                accelerator=accelerator_for(decided, cpu=device.type == "cpu"),
+                accelerator=accelerator,
                 student=self.student,
                 optimizer=sgd(self.student),
                 objective=self.objective,
-                source=Batches(
-                    task.images(device),
-                    batch_size=task.batch,
-                    seed=0,
-                    padding=4,
-                    flip=True,
-                    channels_last=decided.channels_last,
-                ),
+                source=source,
                 seed=0,
-                attack=self.attack,
+                attack=run,
                 teacher=network(2) if needed & {"teacher_nat", "teacher_adv"} else None,
                 natural_teacher=network(3) if "natural_teacher_adv" in needed else None,
                 **engine,

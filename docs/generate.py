@@ -32,6 +32,12 @@ METHODS = {
     "akd2": "AKD2",
     "iad1": "IAD-I",
     "iad2": "IAD-II",
+    "rslad": "RSLAD",
+    "adaad": "AdaAD",
+    "adaiad": "AdaIAD",
+    "mtard": "MTARD",
+    "mart": "MART",
+    "adr": "ADR",
 }
 STUDENTS = {
     "resnet18": "ResNet-18, Table 2",

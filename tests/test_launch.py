@@ -175,6 +175,7 @@ def slurm(tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["one_node.sbatch", "two_nodes.sbatch"])
 def test_two_processes_train_one_network(slurm, tmp_path, script):
     nodes = int(options(LAUNCH / script)["nodes"])
@@ -186,6 +187,7 @@ def test_two_processes_train_one_network(slurm, tmp_path, script):
     assert "scontrol" not in asked
 
 
+@pytest.mark.slow
 def test_a_seed_is_a_process_of_its_own(slurm, tmp_path):
     out = tmp_path / "run"
     arguments = ("recipes/st_resnet18.py", *TINY, "--train.epochs", 1, "--out", out)

@@ -1,6 +1,7 @@
 """What a newcomer will meet in the first minutes: each is provoked, ends early, and says what to do."""
 
 import functools
+import logging
 import re
 import shlex
 import shutil
@@ -99,6 +100,16 @@ def test_a_teacher_of_the_hub_without_a_network(here, capsys):
     _says(capsys, "cannot load hf-hub:nobody/nothing", "without network, give a local folder")
     assert _evaluate("evaluate", "hf-hub:nobody/nothing", "--data.name", "digits") == 2
     _says(capsys, "cannot load hf-hub:nobody/nothing", "without network, give a local folder")
+
+
+def test_what_the_hub_s_client_prints_itself_is_not_printed_twice(monkeypatch, capsys):
+    """It tries again for half a minute, in two lines a time."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    run._show_warnings()
+    for name in ("huggingface_hub.utils._http", "datasets.load", "iad_ext.plan"):
+        logging.getLogger(name).warning(f"of {name}")
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("WARNING: ")]
+    assert printed == ["WARNING: of iad_ext.plan"]
 
 
 # ------------------------------------------------------------------------------------------- class mismatch

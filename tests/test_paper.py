@@ -21,7 +21,7 @@ def test_a_row_is_found_by_what_tells_it_from_the_others():
 
 
 def test_a_doubtful_question_is_refused():
-    with pytest.raises(ValueError, match="table5 of the paper has 2 rows with beta=0.5; expected one"):
+    with pytest.raises(ValueError, match=r"table5 of the paper has 2 rows with beta=0\.5; expected one"):
         paper.numbers("table5", beta=0.5)
     with pytest.raises(ValueError, match="has no rows with"):
         paper.numbers("table5", beta=7)

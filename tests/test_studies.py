@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,8 @@ BROKEN = {
     "all: {data.name: digits}": "the data sets of a study stand under data:",
     "measures: [natural, pgd2]": "unknown measure 'pgd2'",
     "table: table99": "unknown table of the paper",
+    "figures: {figure9: [one]}": "unknown figure 'figure9'",
+    "figures: {figure3: [two]}": "figure figure3: unknown row 'two'",
     "claims: [{claim: c, a: one, b: two, measure: natural, expect: greater}]": "unknown row 'two'",
     "claims: [{claim: c, a: one, b: one, measure: natural, expect: more}]": "unknown expectation",
     "rows: [{label: one, method: at}, {label: one, method: at}]": "two rows are called 'one'",
@@ -421,18 +424,34 @@ def test_signs_of_masking_are_told(in_folder):
     assert "- ARD, τ = 0.1: zero_gradients (pgd20)" in (grid.folder / "table.md").read_text()
 
 
-def test_a_figure_is_drawn_where_there_is_one_to_draw(in_folder, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        "iad_ext.plots.FIGURES", {"figure2": lambda runs, folder: drawn.append((runs, folder))}, raising=False
-    )
-    grid = grid_of("figure2")
-    studies.report(grid)
-    assert drawn == []
+def test_figures_are_drawn_of_finished_runs(in_folder):
+    grid = grid_of("figure3")
+    ard, iad = (next(c for c in grid.cells if c.recipe.startswith(name)) for name in ("ard", "iad1"))
     for cell in grid.cells:
         fake_run(cell, 0.5)
+    lines = [json.loads(line) for line in (iad.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        line | {"train/acc_adv": 30.0 + line["epoch"], "teacher/acc_on_student_adv": 50.0, "eval/pgd10": 20.0}
+        for line in lines
+    ]
+    for cell in (ard, iad):
+        (cell.folder / "settings.yaml").write_text("objective: {name: iad1}\n")
+    (iad.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.rmtree(ard.folder)
     studies.report(grid)
-    assert drawn == [({"IAD-I": list(grid.lines[0].cells)}, grid.folder)]
+    drawn = {path.name for path in grid.folder.glob("figure*")}
+    assert drawn == {"figure3.png", "figure3.svg"}  # figure3c needs both runs
+    assert (grid.folder / "report.html").is_file()
+
+
+def test_a_figure_without_numbers_is_told(in_folder, caplog):
+    grid = grid_of("figure2")
+    for cell in grid.cells:
+        fake_run(cell, 0.5)
+        (cell.folder / "settings.yaml").write_text("objective: {name: iad1}\n")
+    studies.report(grid)
+    assert "figure2b is not drawn" in caplog.text
+    assert not list(grid.folder.glob("figure*"))
 
 
 # ------------------------------------------------------------------------------------------- the runner

@@ -38,7 +38,16 @@ from iad_ext.objectives.paper import (
     trades,
 )
 from iad_ext.objectives.plugins import class_temperature, igdm, label_smoothing, sample_weight, target, trust
-from iad_ext.objectives.registry import PLUGINS, ROWS, as_objective, build, plugin, plugin_settings, row
+from iad_ext.objectives.registry import (
+    PLUGINS,
+    ROWS,
+    as_objective,
+    build,
+    plugin,
+    plugin_settings,
+    row,
+    takes,
+)
 from iad_ext.objectives.since import adaad, adaiad, adr, iad_mtard, iad_rslad, mart, mtard, rslad
 
 __all__ = [
@@ -86,6 +95,7 @@ __all__ = [
     "rslad",
     "sample_weight",
     "st",
+    "takes",
     "target",
     "trades",
     "trust",

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ParamSpec, Protocol
 
@@ -61,6 +61,13 @@ def row(constructor: Callable[P, Objective]) -> Callable[P, Objective]:
 
     ROWS[name] = checked
     return checked
+
+
+def takes(name: str, setting: str, chosen: Mapping[str, object]) -> bool:
+    """Whether the objective called `name` has an argument `setting`, of its own or of one of its chosen plug-ins."""
+    if setting in inspect.signature(ROWS[name]).parameters:
+        return True
+    return any(setting in plugin_settings(p) for p in PLUGINS if _is_chosen(chosen.get(p)))
 
 
 def plugin(function: Callable[P, Objective]) -> Callable[P, Objective]:

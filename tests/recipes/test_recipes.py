@@ -14,6 +14,7 @@ import pytest
 import recipe_files
 from recipe_files import ENVIRONMENT, RECIPES, TINY, command, load
 from safetensors.torch import load_file
+from test_recipes_since import SOURCES
 
 from iad_ext import load_network
 from iad_ext.settings import from_yaml
@@ -26,7 +27,8 @@ LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--num_proc
 
 def test_the_set_is_every_method_with_every_student():
     assert len(NAMES) == 21
-    assert recipe_files.names() == sorted(NAMES)
+    others = {f"{method}_resnet18" for method in SOURCES}
+    assert set(recipe_files.names()) == {*NAMES, *others}
 
 
 # ------------------------------------------------------------------------------------------- the paper's numbers
@@ -111,8 +113,13 @@ def test_the_numbers_are_the_paper_s(method, student):
         "accumulation": 1,
         "seed": 0,
         "non_finite": "stop",
+        "bn_order": "lean",
+        "rates": "drops",
+        "rate_warmup": 0,
+        "awp": 0.0,
+        "awp_start": 0,
     }
-    objective = {"name": method, **OBJECTIVE[method]}
+    objective = {"name": method, "introspect": False, **OBJECTIVE[method]}
     if method in ("ard", "iad1"):
         objective["label_weight"] = LABEL_WEIGHT[student]
     if (method, student) in WARMUP:
@@ -196,6 +203,7 @@ def _folder(runs, name):
     return runs[0] / "runs" / "digits" / f"{name}{teacher}" / "seed0"
 
 
+@pytest.mark.slow
 def test_every_recipe_ran(runs):
     folder, printed = runs
     assert sorted(printed) == sorted(NAMES)
@@ -203,6 +211,7 @@ def test_every_recipe_ran(runs):
     assert where == sorted(_folder(runs, name).relative_to(folder) for name in NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_folder_holds_what_it_should(runs, name):
     folder = _folder(runs, name)
@@ -227,6 +236,7 @@ def test_a_run_folder_holds_what_it_should(runs, name):
     assert not [path for path in folder.rglob("*") if path.suffix in {".pt", ".pth", ".pkl", ".tmp", ".part"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_settings_are_its_command_line(runs, name):
     settings = from_yaml((_folder(runs, name) / "settings.yaml").read_text(encoding="utf-8"))
@@ -262,6 +272,7 @@ TERMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_metrics_are_flat_and_null_where_a_pass_did_not_run(runs, name):
     method, student = name.split("_")
@@ -307,6 +318,7 @@ LABELLED = ("ard", "iad1")  # λ > 0 with a PreActResNet-18 alone
 RATES_OF_TWO_EPOCHS = {(100, 150): [0.1, 0.01], (50, 80): [0.1, 0.01], (30, 60): [0.1, 0.001]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_results_are_in_percent_with_their_provenance(runs, name):
     method, student = name.split("_")
@@ -333,12 +345,14 @@ def test_its_results_are_in_percent_with_their_provenance(runs, name):
     assert environment["hardware"]["cpu"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_networks_load(runs, name):
     for source in (_folder(runs, name), _folder(runs, name) / "last"):
         assert load_network(source).num_classes == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_says_what_it_does(runs, name):
     printed = runs[1][name]
@@ -350,6 +364,7 @@ def test_it_says_what_it_does(runs, name):
 # ------------------------------------------------------------------------------------------- command line
 
 
+@pytest.mark.slow
 def test_help_is_grouped_and_says_defaults_units_and_places_in_the_paper(tmp_path):
     shown = _done(command("iad1_wrn34", "--help"), tmp_path, COLUMNS="100")  # one column
     for group in ("data", "student", "objective", "attack", "train", "eval", "checkpoint"):
@@ -371,6 +386,7 @@ def test_help_is_grouped_and_says_defaults_units_and_places_in_the_paper(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_exit_codes_reach_the_shell(tmp_path):
     """Wrong input is 2, stopped training 3, a folder that cannot be written 4; each with one plain sentence."""
     (tmp_path / "file").write_text("")
@@ -394,6 +410,7 @@ def _lines(folder):
     return [{k: v for k, v in record.items() if not k.startswith(("time/", "memory/"))} for record in records]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights_and_lines(runs):
     """SIGKILL in the middle of an epoch, as a machine that goes away."""
     folder, _ = runs
@@ -423,6 +440,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_lines(runs):
     assert len(_lines(folder / "whole")) == 6
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run(runs):
     """The same recipe, two ranks: one folder, every line once, every image counted once."""
     folder, _ = runs
