@@ -126,7 +126,15 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#D55E00",
     "#CC79A7",
 )
-MARKS = ((BLACK, "o", "-"), (VERMILION, "s", "--"), (BLUE, "^", "-."), (GREEN, "D", ":"), (PURPLE, "v", "-"))
+MARKS = (
+    (BLACK, "o", "-"),
+    (VERMILION, "s", "--"),
+    (BLUE, "^", "-."),
+    (GREEN, "D", ":"),
+    (PURPLE, "v", "-"),
+    (ORANGE, "P", "--"),
+    (SKY, "X", "-."),
+)
 BETAS = (0.01, 0.1, 0.5, 1.0)  # those of the paper's Figure 4 that can be told apart in one picture
 STYLE = {
     "font.size": 9,
