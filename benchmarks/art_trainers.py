@@ -1,7 +1,6 @@
 """(c) ART's own trainers / our loop on the same objective, attack, network and batch; our ART door / our loop."""
 
 import contextlib
-import dataclasses
 import io
 import logging
 from collections.abc import Callable
@@ -31,7 +30,7 @@ class ByART:
     ) -> None:
         self.task, self.student = task, task.build(1, device)
         data = task.images(device)
-        self.x = data.images.float().div(255).cpu().numpy()
+        self.x = task.pixels(device).cpu().numpy()
         self.y = np.eye(task.classes, dtype=np.float32)[data.labels.cpu().numpy()]
         self.optimizer = sgd(self.student)
         self.classifier = PyTorchClassifier(
@@ -83,11 +82,7 @@ class ByART:
 
 def our_loop(task: Task, objective: str, device: torch.device, decided: precision.Precision) -> Contender:
     """Ours with ART's attack: PGD on cross-entropy in eval mode, for TRADES too."""
-    ours = Ours(task, objective, device, decided)
-    if objective == "TRADES":
-        ours.attack = attacks.PGD(ours.student, steps=task.steps)
-        ours.engine._step = dataclasses.replace(ours.engine._step, attack=ours.attack)
-        ours.engine.attack = ours.attack
+    ours = Ours(task, objective, device, decided, attack="pgd")
     return ours.contender()
 
 

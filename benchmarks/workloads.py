@@ -17,7 +17,7 @@ from harness import Contender, wait_for
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from iad_ext import attacks, objectives, precision
+from iad_ext import attacks, compiling, objectives, precision
 from iad_ext.backbones import create_network
 from iad_ext.batches import Batches
 from iad_ext.data import ImageSet
@@ -53,11 +53,16 @@ class Task:
     size: int = 32
     classes: int = 10
     steps: int = STEPS
+    dtype: torch.dtype = torch.float32
 
     def build(self, seed: int, device: torch.device) -> nn.Module:
         """The network with a seed's weights; seed 1 is the student, 2 and 3 are teachers."""
         network = create_network(self.network, num_classes=self.classes, seed=seed)
-        return network.to(device)
+        return network.to(device, self.dtype)
+
+    def pixels(self, device: torch.device) -> Tensor:
+        """The images of a batch in [0, 1]."""
+        return self.images(device).images.to(self.dtype).div(255)
 
     def images(self, device: torch.device, batches: int = 1) -> ImageSet:
         """Noise as uint8 with labels."""
@@ -119,7 +124,10 @@ def process_state(kept: dict[type, dict[str, Any]]) -> Iterator[None]:
 
 
 class Ours:
-    """The engine's whole step, as a run does it: batch, random start, attack, passes, loss, figures, update."""
+    """The engine's whole step, as a run does it: batch, random start, attack, passes, loss, figures, update.
+
+    Without the passes that only figures read: `--diagnostics off`.
+    """
 
     def __init__(
         self,
@@ -127,6 +135,9 @@ class Ours:
         objective: str,
         device: torch.device,
         decided: Precision,
+        *,
+        attack: str | None = None,
+        compile: str = "auto",  # noqa: A002 (the setting's name)
         **engine: Any,
     ) -> None:
         self.task, self.device = task, device
@@ -142,29 +153,40 @@ class Ours:
         self.attack = None
         if needed & ADVERSARIAL_PASSES:
             self.attack = attacks.build(
-                "trades" if self.objective.attack == "trades" else "pgd",
+                attack or ("trades" if self.objective.attack == "trades" else "pgd"),
                 self.student,
                 steps=task.steps,
                 training=self.objective.attack_training,
                 loss_scale=decided.attack_loss_scale,
             )
         self._state: dict[type, dict[str, Any]] = {}
+        source = Batches(
+            task.images(device),
+            batch_size=task.batch,
+            seed=0,
+            padding=4,
+            flip=True,
+            channels_last=decided.channels_last,
+        )
         with process_state(self._state):
+            accelerator = accelerator_for(decided, cpu=device.type == "cpu")
+            self.compilation = compiling.Compilation("off", "nothing is attacked")
+            run: Any = self.attack
+            if self.attack is not None:
+                images, autocast = source.batch(0, 0).images, accelerator.autocast
+                self.compilation = compiling.decide(
+                    compile, self.attack, images, classes=task.classes, autocast=autocast
+                )
+                run = compiling.compiled(self.attack, self.compilation)
             self.engine = Engine(
-                accelerator=accelerator_for(decided, cpu=device.type == "cpu"),
+                accelerator=accelerator,
                 student=self.student,
                 optimizer=sgd(self.student),
                 objective=self.objective,
-                source=Batches(
-                    task.images(device),
-                    batch_size=task.batch,
-                    seed=0,
-                    padding=4,
-                    flip=True,
-                    channels_last=decided.channels_last,
-                ),
+                source=source,
                 seed=0,
-                attack=self.attack,
+                attack=run,
+                diagnostics="off",
                 teacher=network(2) if needed & {"teacher_nat", "teacher_adv"} else None,
                 natural_teacher=network(3) if "natural_teacher_adv" in needed else None,
                 **engine,
@@ -218,7 +240,7 @@ class Floor:
         self.teacher = network(2).eval().requires_grad_(False)
         self.natural_teacher = network(3).eval().requires_grad_(False)
         self.optimizer = sgd(self.student)
-        pixels = task.images(device).images.float().div(255)
+        pixels = task.pixels(device)
         self.images = pixels.contiguous(memory_format=memory_format)
         self.leaf = self.images.clone().requires_grad_(True)
         self.both = torch.cat([self.images, self.images])

@@ -46,7 +46,8 @@ class Settings(TypedDict, total=False):
 
 
 TorchAttack: TypeAlias = torchattacks.attack.Attack
-Loss = Callable[[Logits, Images], Tensor]  # (the model's logits, x̃) -> the scalar that the attack ascends
+# x̃, x, target -> the next x̃ and the gradient that it followed
+Stepper: TypeAlias = Callable[[Images, Images, Tensor], tuple[Images, Images]]
 
 
 class _ModeKept:
@@ -55,6 +56,8 @@ class _ModeKept:
     stuck: PerImage | None = None
     """(N,), the share of an image's steps on which its gradient was exactly zero, in the last attack; None without a
     `loss_scale`, which is where gradients can underflow."""
+    stepper: Stepper | None = None
+    """What takes a step instead of `take_step`: a compiled form of it."""
 
     def _set_up(self, *, training: bool, loss_scale: float) -> None:
         self.training = training
@@ -72,20 +75,32 @@ class _ModeKept:
         """Draw the start's offset for `shape` on the generator's device; None without a random start."""
         raise NotImplementedError
 
-    def _ascend(self, images: Images, start: Images, loss: Loss) -> Images:
-        """Take `steps` steps of `alpha` along the gradient's sign, each back into the ball and [0, 1]."""
+    def loss(self, logits: Logits, target: Tensor) -> Tensor:
+        """The scalar that the attack ascends, against the target that it was given: labels or probabilities."""
+        raise NotImplementedError
+
+    def _ascend(self, images: Images, start: Images, target: Tensor) -> Images:
+        """Take `steps` steps towards a greater loss."""
         images, adv = images.detach(), start.detach()
         if self.loss_scale != 1:
             self.stuck = torch.zeros(len(images), device=images.device)
+        take = self.stepper or self.take_step
         for _ in range(self.steps):  # type: ignore[attr-defined]
-            adv.requires_grad_(True)
-            (gradient,) = torch.autograd.grad(loss(self.get_logits(adv), adv) * self.loss_scale, adv)  # type: ignore[attr-defined]
+            adv, gradient = take(adv.requires_grad_(True), images, target)
             if self.loss_scale != 1:
                 self.stuck += (gradient == 0).flatten(1).all(dim=1) / self.steps  # type: ignore[attr-defined]
-            adv = adv.detach() + self.alpha * gradient.sign()  # type: ignore[attr-defined]
-            delta = (adv - images).clamp(min=-self.eps, max=self.eps)  # type: ignore[attr-defined]
-            adv = (images + delta).clamp(min=0, max=1).detach()
         return adv
+
+    def take_step(self, adv: Images, images: Images, target: Tensor) -> tuple[Images, Images]:
+        """One step of `alpha` along the gradient's sign, back into the ball and [0, 1]; x̃ asks for its gradient."""
+        (gradient,) = torch.autograd.grad(self._climbed(adv, target) * self.loss_scale, adv)
+        adv = adv.detach() + self.alpha * gradient.sign()  # type: ignore[attr-defined]
+        delta = (adv - images).clamp(min=-self.eps, max=self.eps)  # type: ignore[attr-defined]
+        return (images + delta).clamp(min=0, max=1).detach(), gradient
+
+    def _climbed(self, adv: Images, target: Tensor) -> Tensor:
+        """`loss` at x̃; an attack that runs another network on x̃, too, does so here."""
+        return self.loss(self.get_logits(adv), target)  # type: ignore[attr-defined]
 
     def _start(self, images: Images, noise: Images | None) -> Images:
         if noise is None:
@@ -164,13 +179,13 @@ class PGD(_ModeKept, torchattacks.PGD):  # type: ignore[misc]
             -self.eps, self.eps, generator=generator
         )
 
-    def loss(self, logits: Logits, labels: Labels) -> Tensor:
+    def loss(self, logits: Logits, target: Labels) -> Tensor:
         """The mean cross-entropy, ascended."""
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, target)
 
     def forward(self, images: Images, labels: Labels, noise: Images | None = None) -> Images:
         """Ascend `loss` from a start in the ball around `images`."""
-        return self._ascend(images, self._start(images, noise), lambda logits, _: self.loss(logits, labels))
+        return self._ascend(images, self._start(images, noise), labels)
 
 
 class CWInf(PGD):
@@ -200,9 +215,9 @@ class CWInf(PGD):
             loss_scale=loss_scale,
         )
 
-    def loss(self, logits: Logits, labels: Labels) -> Tensor:
+    def loss(self, logits: Logits, target: Labels) -> Tensor:
         """Minus the mean margin, ascended."""
-        return -terms.margin(logits, labels).mean()
+        return -terms.margin(logits, target).mean()
 
 
 class TRADESPGD(_ModeKept, torchattacks.TPGD):  # type: ignore[misc]
@@ -232,14 +247,14 @@ class TRADESPGD(_ModeKept, torchattacks.TPGD):  # type: ignore[misc]
         device = generator.device if generator is not None else self.device
         return 0.001 * torch.randn(shape, dtype=dtype, device=device, generator=generator)
 
+    def loss(self, logits: Logits, target: Tensor) -> Tensor:
+        """KL from the target's probabilities, summed over the batch as stock TPGD does, ascended."""
+        return F.kl_div(logits.log_softmax(dim=1), target, reduction="sum")
+
     def forward(self, images: Images, labels: Labels | None = None, noise: Images | None = None) -> Images:  # noqa: ARG002
-        """Ascend KL from the prediction on `images`, summed over the batch as stock TPGD does."""
+        """Ascend KL from the prediction on `images`."""
         target = self.get_logits(images.detach()).detach().softmax(dim=1)
-
-        def divergence(logits: Logits, _: Images) -> Tensor:
-            return F.kl_div(logits.log_softmax(dim=1), target, reduction="sum")
-
-        return self._ascend(images, self._start(images, noise), divergence)
+        return self._ascend(images, self._start(images, noise), target)
 
 
 class MARTPGD(PGD):
@@ -274,13 +289,12 @@ class RSLADPGD(MARTPGD):
         """Return adversarial images; `target` is T(x), (batch, classes)."""
         if target is None:
             raise ValueError("this attack climbs KL(T(x) → S(x̃)); give it T(x) as target=")
-        goal = target.detach().softmax(dim=1)
-
-        def divergence(logits: Logits, _: Images) -> Tensor:
-            return F.kl_div(logits.log_softmax(dim=1), goal, reduction="sum")
-
         with mode(self.model, training=self.training), torch.enable_grad():
-            return self._ascend(images, self._start(images, noise), divergence)
+            return self._ascend(images, self._start(images, noise), target.detach().softmax(dim=1))
+
+    def loss(self, logits: Logits, target: Tensor) -> Tensor:
+        """KL from the target's probabilities, summed over the batch, ascended."""
+        return F.kl_div(logits.log_softmax(dim=1), target, reduction="sum")
 
 
 class AdaADPGD(MARTPGD):
@@ -303,13 +317,13 @@ class AdaADPGD(MARTPGD):
 
     def forward(self, images: Images, labels: Labels | None = None, noise: Images | None = None) -> Images:  # noqa: ARG002
         """Ascend KL between the two predictions of x̃, summed over the batch."""
-
-        def divergence(logits: Logits, adv: Images) -> Tensor:
-            goal = self.teacher(adv).log_softmax(dim=1)
-            return F.kl_div(logits.log_softmax(dim=1), goal, reduction="sum", log_target=True)
-
         with mode(self.teacher, training=False), frozen(self.teacher):
-            return self._ascend(images, self._start(images, noise), divergence)
+            return self._ascend(images, self._start(images, noise), images)  # no target but the teacher
+
+    def _climbed(self, adv: Images, target: Tensor) -> Tensor:  # noqa: ARG002
+        goal = self.teacher(adv).log_softmax(dim=1)
+        student = self.get_logits(adv).log_softmax(dim=1)
+        return F.kl_div(student, goal, reduction="sum", log_target=True)
 
 
 TRAINING_ATTACKS: dict[str, type[PGD] | type[TRADESPGD]] = {

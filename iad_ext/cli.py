@@ -543,6 +543,10 @@ class Evaluate:
     """Measure on the first so many test images; all of them when not given."""
     aa_limit: Annotated[int | None, _option(metavar="N")] = None
     """AutoAttack on the first so many: on a CPU it takes a ResNet-18 a minute an image."""
+    curve_limit: Annotated[int, arg(metavar="N")] = 256
+    """Robust accuracy against the radius on the first so many, a test for masking; 0 for none."""
+    fast: bool = False
+    """BatchNorm folded into convolutions, channels last: the same attacks sooner, rounded otherwise."""
     batch_size: Annotated[int, arg(metavar="N")] = 250
     """Images at a time; AutoAttack's result depends on it a little."""
     seed: Annotated[int, arg(metavar="N")] = 0
@@ -584,6 +588,8 @@ class Evaluate:
         ):
             if value is not None and value < 1:
                 raise ValueError(f"--{option} must be at least 1, got {value}")
+        if self.curve_limit < 0:
+            raise ValueError(f"--curve-limit must be at least 0, got {self.curve_limit}")
         if self.eps is not None and not 0 < parse_fraction(self.eps) < 1:
             raise ValueError(
                 f"--eps is in pixels of [0, 1], such as 8/255; got {self.eps}, which is outside (0, 1)"
@@ -673,15 +679,18 @@ class Evaluate:
             eps=eps,
             seed=self.seed,
             batch_size=self.batch_size,
+            fast=self.fast,
             state_folder=_kept_beside(self.out) if self.out is not None else None,
         )
+        curve = self.curve_limit if set(names) != {"natural"} else 0
         if "aa" not in names or len(few) == len(test):
-            return measure(test.images, test.labels, attacks=names)
+            return measure(test.images, test.labels, attacks=names, curve=curve)
         others = tuple(name for name in names if name != "aa")
-        result = measure(few.images, few.labels, attacks=("aa",))
-        return (
-            with_autoattack(measure(test.images, test.labels, attacks=others), result) if others else result
-        )
+        result = measure(few.images, few.labels, attacks=("aa",), curve=0 if others else curve)
+        if others:
+            of_others = measure(test.images, test.labels, attacks=others, curve=curve)
+            result = with_autoattack(of_others, result)
+        return result
 
     def _write(self, out: Path, network: "nn.Module", images: "Splits", measured: Mapping[str, Any]) -> None:
         from iad_ext import files, provenance
@@ -752,6 +761,10 @@ def _show(measured: Mapping[str, Any]) -> None:
                 f"{TITLES[attack]:<22}{measured[attack]:>8.2f}%   {f'{low:.2f} to {high:.2f}':<16}"
                 f"{images(measured, attack):>7}"
             )
+    if "curve" in measured:
+        print(f"\nRobust accuracy against the radius, {measured['curve_n']} images")
+        print("  ".join(f"{radius:>6}" for radius in measured["curve"]))
+        print("  ".join(f"{value:>5.1f}%" for value in measured["curve"].values()))
     print()
     for flag in measured["flags"]:
         about = "" if flag["attack"] == "*" else f" ({TITLES[flag['attack']]})"
@@ -895,6 +908,8 @@ class Report:
 
     runs: Annotated[Positional[tuple[str, ...]], _option(metavar="RUN…")]
     """Folders of runs, or of studies."""
+    figures: bool = False
+    """Write a run's figures into its folder figures/ too, as SVG and PNG."""
 
     def run(self) -> int:
         """Write them."""
@@ -908,7 +923,9 @@ class Report:
                     raise ValueError(f"there is no folder {folder}")
                 _require_writable(Path(folder) / "report.html")
                 written = report.write(folder)
-            _say_written(written, "")
+                drawn = report.write_figures(folder) if self.figures else []
+            for path in (written, *drawn):
+                _say_written(path, "")
         return DONE
 
 

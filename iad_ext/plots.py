@@ -126,7 +126,15 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#D55E00",
     "#CC79A7",
 )
-MARKS = ((BLACK, "o", "-"), (VERMILION, "s", "--"), (BLUE, "^", "-."), (GREEN, "D", ":"), (PURPLE, "v", "-"))
+MARKS = (
+    (BLACK, "o", "-"),
+    (VERMILION, "s", "--"),
+    (BLUE, "^", "-."),
+    (GREEN, "D", ":"),
+    (PURPLE, "v", "-"),
+    (ORANGE, "P", "--"),
+    (SKY, "X", "-."),
+)
 BETAS = (0.01, 0.1, 0.5, 1.0)  # those of the paper's Figure 4 that can be told apart in one picture
 STYLE = {
     "font.size": 9,
@@ -216,9 +224,9 @@ def draw(name: str, runs: Sequence[str | Path | Run], path: str | Path) -> None:
 
 
 def svg(name: str, runs: Sequence[str | Path | Run]) -> str:
-    """One of `FIGURES` as an SVG element, for a page whose colours it takes: no background, text in `currentColor`.
+    """One of `FIGURES` as an SVG element, for a page whose colours it takes: no background, black left to `fill`.
 
-    The colours of its lines are the custom properties `--fig-000000`, `--fig-0072B2` and so on where a page sets them.
+    The other colours are the custom properties `--fig-000000`, `--fig-0072B2` and so on where the page sets them.
     """
     held = io.StringIO()
     with mpl.rc_context(STYLE):
@@ -228,9 +236,7 @@ def svg(name: str, runs: Sequence[str | Path | Run]) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # several figures share a page: what they refer to by name must not meet
     text = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"#([0-9a-fA-F]{6})\b", lambda found: f"var(--fig-{found[1].upper()}, #{found[1]})", text)
-    # matplotlib leaves black unsaid in text
-    return re.sub(r"(<text [^>]*style=\")", r"\1fill: currentColor; ", text)
+    return re.sub(r"#([0-9a-fA-F]{6})\b", lambda found: f"var(--fig-{found[1].upper()}, #{found[1]})", text)
 
 
 def _undated(suffix: str) -> dict[str, Any]:
@@ -243,7 +249,7 @@ def _figure(name: str, runs: Sequence[str | Path | Run]) -> Figure:
     read = [run if isinstance(run, Run) else Run.read(run) for run in runs]
     if not read:
         raise ValueError(f"{name}: expected a run folder, got none")
-    figure = Figure(figsize=(4.4, 3.1), layout="constrained")
+    figure = Figure(figsize=(3.8, 2.8), layout="constrained")
     FIGURES[name](figure.subplots(), read)
     return figure
 
@@ -276,6 +282,7 @@ def _by_epoch(axes: Axes, run: Run) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     warmup, epochs = run.objective("warmup_epochs"), len(run.records)
     if _is_number(warmup) and 0 < warmup < epochs:
+        axes.margins(y=0.14)  # room for the word
         axes.axvline(warmup + 0.5, color="#888888", linewidth=1, linestyle=(0, (1, 2)))
         axes.annotate(
             "warm-up ends",
@@ -303,10 +310,10 @@ def teacher_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
 def three_cases(axes: Axes, runs: Sequence[Run]) -> None:
     """Figure 2b: the three cases by epoch, and the fourth, which should be nearly empty."""
     names = {
-        "cases/reliable": "reliable: right on x and x̃",
-        "cases/unreliable": "unreliable: wrong on x̃ only",
-        "cases/wrong": "wrong on both",
-        "cases/recovered": "wrong on x only",
+        "cases/reliable": "reliable: both right",
+        "cases/unreliable": "unreliable: x̃ wrong",
+        "cases/wrong": "wrong: both wrong",
+        "cases/recovered": "only x wrong",
     }
     _curves(axes, _only(runs), names)
     axes.set_ylabel("training images, %")

@@ -25,6 +25,7 @@ from iad_ext.objectives import ROWS, takes
 from iad_ext.units import Pixels, parse_fraction
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Compile = Literal["auto", "off", "step", "graphs"]
 Schedule = Literal["paper", "released", "gairat", "sec5_1"]
 
 
@@ -208,6 +209,10 @@ class EvalSettings:
     """Measure on the first so many test images; all of them when not given."""
     aa_limit: int | None = None
     """AutoAttack on the first so many test images: on a CPU it takes a minute an image."""
+    curve_limit: int = 256
+    """Robust accuracy against the radius on the first so many test images, a test for masking; 0 for none."""
+    fast: bool = False
+    """BatchNorm folded into convolutions, channels last: the same attacks sooner, rounded otherwise."""
     batch_size: int = 250
     """Images at a time; AutoAttack's result depends on it a little."""
     seed: int = 0
@@ -257,6 +262,8 @@ class Settings:
     """Arithmetic of the passes; auto takes what a measurement finds fastest here, and says so."""
     diagnostics: Literal["full", "half", "off"] = "half"
     """Run the teacher for the figures alone too: on every batch, on every second one, or off."""
+    compile: Compile = "auto"
+    """How the attack runs: off (eager), one compiled step, or CUDA graphs; auto tries graphs on a GPU, and says why."""
     out: Path | None = None
     """Run folder; runs/DATA/RECIPE[-TEACHER]/seedS when not given."""
     resume: str = "auto"
@@ -570,6 +577,7 @@ def check(settings: Settings) -> None:
         "eval.every": 1,
         "eval.limit": 1,
         "eval.aa_limit": 1,
+        "eval.curve_limit": 0,
         "eval.validation_limit": 1,
         "checkpoint.every_epochs": 1,
         "checkpoint.every_steps": 1,

@@ -788,6 +788,7 @@ def foreign_resnet18():
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_a_foreign_checkpoint_classifies_cifar10_as_published():
     file = foreign_resnet18()
@@ -796,13 +797,14 @@ def test_a_foreign_checkpoint_classifies_cifar10_as_published():
         pytest.skip(f"no CIFAR-10 at {folder}; set IAD_EXT_DATA to the folder that holds cifar10")
     datasets = pytest.importorskip("datasets")
     test = datasets.load_dataset(str(folder), split="test").with_format("torch")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert len(test) == 10_000
+    # a CPU takes minutes for all of them; two standard errors of a share of 2,000 are 1.6 points
+    device, n, tolerance = ("cuda", 10_000, 0.3) if torch.cuda.is_available() else ("cpu", 2_000, 1.6)
     network = load_network(file, architecture="cifar_resnet18", num_classes=10)
     network = network.to(device, memory_format=torch.channels_last)
     right = 0
     with torch.inference_mode():
-        for batch in test.iter(batch_size=100):
+        for batch in test.select(range(n)).iter(batch_size=100):
             images = batch["img"].to(device, memory_format=torch.channels_last).float() / 255
             right += (network(images).argmax(dim=1).cpu() == batch["label"]).sum().item()
-    assert len(test) == 10_000
-    assert 100 * right / len(test) == pytest.approx(85.5, abs=0.3)
+    assert 100 * right / n == pytest.approx(85.5, abs=tolerance)

@@ -726,6 +726,7 @@ def two_processes(tmp_path_factory):
     return folder, [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_two_processes_equal_one_with_the_same_batches(two_processes, name):
     _, (first, second) = two_processes
@@ -742,6 +743,7 @@ def test_two_processes_equal_one_with_the_same_batches(two_processes, name):
     assert not _close(weights, network(1).state_dict(), 1e-3)
 
 
+@pytest.mark.slow
 def test_both_processes_end_with_the_same_running_statistics(two_processes):
     _, (first, second) = two_processes
     normed = {key: value for key, value in first.items() if key.startswith("norm/")}
@@ -750,11 +752,13 @@ def test_both_processes_end_with_the_same_running_statistics(two_processes):
         torch.testing.assert_close(value, second[key], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_layers_draw_otherwise_in_another_process(two_processes):
     _, (first, second) = two_processes
     assert len(set(first["drawn"].tolist()) | set(second["drawn"].tolist())) == 8
 
 
+@pytest.mark.slow
 def test_what_one_process_meets_stops_both(two_processes):
     folder, _ = two_processes
     for rank in range(2):
@@ -762,6 +766,7 @@ def test_what_one_process_meets_stops_both(two_processes):
         assert said.startswith("epoch 0, step 2: the loss term 'label' is not finite")
 
 
+@pytest.mark.slow
 def test_what_one_process_skips_both_skip(two_processes):
     """Both go on with the same weights; each with BatchNorm statistics of its own share until the epoch's end."""
     folder, _ = two_processes

@@ -396,6 +396,8 @@ def test_every_setting_can_be_given():
         if given is None:
             given = {
                 "train.non_finite": "skip",
+                "train.bn_order": "faithful",
+                "compile": "step",
                 "train.schedule": "released",
                 "objective.name": "at",
                 "attack.name": "trades",

@@ -134,7 +134,7 @@ class Runner:
         climb = common | {"n_restarts": 1, "n_iter": BUDGET["n_iter"], "rho": 0.75, "logger": self.warnings}
         walk = common | {"n_restarts": 1, "n_iter": self.budget["n_iter"], "targeted": True}
         search = common | {"n_restarts": 1, "n_queries": self.budget["n_queries"], "resc_schedule": False}
-        attacks = {
+        attacks: dict[str, Any] = {
             "apgd-ce": LeanAPGD(self.subject, loss="ce", **climb),
             "apgd-t": LeanAPGDTargeted(self.subject, n_target_classes=self.targets, **climb),
             "fab-t": LeanFAB(self.subject, n_target_classes=self.targets, **walk),

@@ -136,7 +136,7 @@ class _LeanAPGD:
         loss = loss.detach()
         if first:
             if self.loss != "ce":
-                check_zero_gradients(group.gradient, logger=self.logger)
+                check_zero_gradients(group.gradient.contiguous(), logger=self.logger)
             group.best_gradient = group.gradient.clone()
             group.best_loss, group.checked_loss = loss.clone(), loss.clone()
         else:
@@ -146,7 +146,8 @@ class _LeanAPGD:
             group.best[better], group.best_gradient[better] = group.adv[better], group.gradient[better]
             group.best_loss = torch.where(better, loss, group.best_loss)
             group.loss = loss
-        return logits.detach().max(1)[1] != group.y
+        fell: Tensor = logits.detach().max(1)[1] != group.y
+        return fell
 
     def _step(self: Any, group: _Climb, *, momentum: float) -> None:
         """Take a step along the gradient's sign, with momentum, into ball and pixel range."""

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from iad_ext import files
+from iad_ext import files, plots
 from iad_ext.report import run_page, study_page
 
-__all__ = ["write"]
+__all__ = ["write", "write_figures"]
 
 
 def write(folder: str | Path) -> Path:
@@ -29,3 +29,23 @@ def write(folder: str | Path) -> Path:
         )
     files.write_text(folder / "report.html", text)
     return folder / "report.html"
+
+
+def write_figures(folder: str | Path) -> list[Path]:
+    """Draw what a run has of `iad_ext.plots.FIGURES` into its `figures/`, as SVG and PNG, and return where they are.
+
+    Raises:
+        ValueError: it is no run folder.
+        OSError: they cannot be written.
+    """
+    run, into = plots.Run.read(folder), Path(folder) / "figures"
+    into.mkdir(exist_ok=True)
+    written = []
+    for name in plots.FIGURES:
+        for suffix in ("svg", "png"):
+            try:
+                plots.draw(name, [run], into / f"{name}.{suffix}")
+            except plots.NothingToDrawError:
+                break
+            written.append(into / f"{name}.{suffix}")
+    return written

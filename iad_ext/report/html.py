@@ -71,7 +71,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def number(value: object, digits: int = 1) -> str:
     """A number with so many decimals; a dash for what is none."""
-    return f"{value:.{digits}f}" if is_number(value) else "–"
+    return f"{value:.{digits}f}".replace("-", "−") if is_number(value) else "–"
 
 
 def count(value: object) -> str:

@@ -2,20 +2,19 @@
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from iad_ext import files
 from iad_ext.report.html import Html, number, tag
 
 MOST_IMAGES, LARGEST = 64, 512  # what a page can hold
-GAP = 2  # pixels between the three
 
 
 def cards(path: Path) -> tuple[Mapping[str, Any], dict[str, list[Html]]]:
@@ -24,9 +23,12 @@ def cards(path: Path) -> tuple[Mapping[str, Any], dict[str, list[Html]]]:
     Raises:
         ValueError: it is no gallery.
     """
-    with safe_open(path, "pt") as held:
-        about = json.loads((held.metadata() or {}).get("about", "{}"))
-        tensors: dict[str, Tensor] = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, "pt") as held:
+            about = files.parse_json((held.metadata() or {}).get("about", "{}"))
+            tensors: dict[str, Tensor] = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error
     if not isinstance(about, dict) or not isinstance(about.get("eps"), int | float):
         raise ValueError(f"{path.name} does not say its radius")
     groups: dict[str, list[Html]] = {}
@@ -86,9 +88,10 @@ def _three(natural: Tensor, adversarial: Tensor, eps: float) -> "np.ndarray[Any,
     difference = 127.5 + (x_adv - x) / max(eps, 1 / 255) / 2
     panels = [np.clip(np.rint(p), 0, 255).astype(np.uint8) for p in (x, x_adv, difference)]
     height, width, channels = panels[0].shape
-    whole = np.zeros((height, 3 * width + 2 * GAP, 4), dtype=np.uint8)
+    gap = max(1, width // 16)
+    whole = np.zeros((height, 3 * width + 2 * gap, 4), dtype=np.uint8)
     for place, panel in enumerate(panels):
-        first = place * (width + GAP)
+        first = place * (width + gap)
         whole[:, first : first + width, :3] = panel if channels == 3 else panel.repeat(3, axis=2)
         whole[:, first : first + width, 3] = 255
     return whole

@@ -229,6 +229,9 @@ def _results(facts: Facts) -> Html | None:
     measured = facts.measured
     if not measured:
         return None
+    teachers = {
+        role: of for role in ("teacher", "natural_teacher") if (of := mapping(facts.results.get(role)))
+    }
     names = [name for name in TITLES if any(name in result for result in measured.values())]
     rows = []
     for which, result in measured.items():
@@ -243,11 +246,10 @@ def _results(facts: Facts) -> Html | None:
     rows += [
         tag(
             "tr",
-            tag("th", role.replace("_", " "), tag("small", f"n = {count(of.get('n'))}"), scope="row"),
+            tag("th", role.replace("_", " "), tag("small", _of_teacher(of, names)), scope="row"),
             *(tag("td", number(of.get(name), 2)) for name in names),
         )
-        for role in ("teacher", "natural_teacher")
-        if (of := mapping(facts.results.get(role)))
+        for role, of in teachers.items()
     ]
     head = tag("tr", tag("th", "", scope="col"), *(tag("th", TITLES[n], scope="col") for n in names))
     table = tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll")
@@ -262,6 +264,12 @@ def _results(facts: Facts) -> Html | None:
             _difference_from_paper(facts) if theirs else "",
         ],
     )
+
+
+def _of_teacher(of: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Its images, and its PGD-10 accuracy where the table has no column for it."""
+    there = "pgd10" in names or not is_number(of.get("pgd10"))
+    return ("" if there else f"PGD-10 {number(of['pgd10'], 2)}, ") + f"n = {count(of.get('n'))}"
 
 
 def _cell(result: Mapping[str, Any], name: str) -> Html:
@@ -300,7 +308,7 @@ def _difference_from_paper(facts: Facts) -> str:
     counts = {images(result, n) for result in facts.measured.values() for n in TITLES if n in result}
     if counts and min(counts) < 10_000:
         apart.append(f"{count(min(counts))} test images at the least")
-    return f"Unlike the paper's: {', '.join(apart)}." if apart else ""
+    return f"It differs from the paper's by {', '.join(apart)}." if apart else ""
 
 
 # ---------------------------------------------------------------------------------------------- figures

@@ -4,17 +4,20 @@ A study is a YAML file (recipes/studies/), its cells are runs of the recipes, it
 made of it. See docs/studies.md.
 """
 
-import importlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iad_ext import checkpoint, files
+from iad_ext import checkpoint, files, plots
 from iad_ext.checkpoint import CheckpointError
+from iad_ext.report import write as write_page
 from iad_ext.studies import results, runner, tables
 from iad_ext.studies.grid import Cell, Choices, Grid, Study, expand, names, read
 from iad_ext.studies.runner import Outcome, Runner
+
+log = logging.getLogger(__name__)
 
 DONE, FAILED, STOPPED = 0, 3, 5
 
@@ -39,9 +42,8 @@ class Way:
 def announce(grid: Grid, say: Callable[[str], None] = print) -> None:
     """Say what a study is and what it can find."""
     study = grid.study
-    of = study.table or study.figure or ""
-    where = of.replace("table", "Table ").replace("figure", "Figure ")
-    say(f"study      {study.name}: {study.title}{f' ({where})' if where else ''}")
+    where = f" ({study.table.replace('table', 'Table ')})" if study.table else ""
+    say(f"study      {study.name}: {study.title}{where}")
     say(f"rows       {len(grid.lines)}, cells {len(grid.cells)} with their teachers")
     if any(cell.attacks for cell in grid.cells if cell.labels):
         say(
@@ -65,7 +67,7 @@ def run(grid: Grid, way: Way | None = None, say: Callable[[str], None] = print) 
 
 
 def report(grid: Grid) -> dict[str, Any]:
-    """Write `study.json` and the tables of what is finished; returns what `study.json` holds.
+    """Write `study.json`, tables, figures and page of what is finished; returns what `study.json` holds.
 
     Raises:
         CheckpointError: the study's folder cannot be written, or another runner is writing it.
@@ -79,19 +81,25 @@ def report(grid: Grid) -> dict[str, Any]:
             files.write_text(folder / "table.tex", tables.latex(content))
             files.write_text(folder / "table.csv", tables.comma_separated(content))
             _draw(grid, folder)
+            write_page(folder)
         except OSError as error:
             raise CheckpointError(f"cannot write to the study's folder {folder}: {error}") from error
     return content
 
 
 def _draw(grid: Grid, folder: Path) -> None:
-    """The study's figure, of the run folders that are finished."""
-    drawn: Any = getattr(importlib.import_module("iad_ext.plots"), "FIGURES", {})
-    figure = grid.study.figure
-    if figure in drawn:
-        runs = {line.label: [cell for cell in line.cells if runner.has_results(cell)] for line in grid.lines}
-        if all(runs.values()):
-            drawn[figure](runs, folder)
+    """The study's figures, each of the first seed's runs where all of them are finished."""
+    first = {line.label: line.cells[0] for line in grid.lines}
+    for name, labels in grid.study.figures.items():
+        runs = {label: first[label] for label in labels if label in first}
+        if len(runs) < len(labels) or not all(map(runner.has_results, runs.values())):
+            continue
+        try:
+            read = [plots.Run.read(run, label) for label, run in runs.items()]
+            for suffix in ("png", "svg"):
+                plots.draw(name, read, folder / f"{name}.{suffix}")
+        except plots.NothingToDrawError as error:
+            log.warning("%s is not drawn: %s", name, error)
 
 
 def shards_are_done(grid: Grid) -> bool:

@@ -16,6 +16,7 @@ from iad_ext import settings as settings_
 from iad_ext.evaluation import ATTACKS
 from iad_ext.names import unknown
 from iad_ext.plan import NAMED_TEACHERS, TRAINING_IMAGES, Plan, default_folder
+from iad_ext.plots import FIGURES
 from iad_ext.settings import Settings
 from iad_ext.studies import overrides as overrides_
 from iad_ext.studies.overrides import Overrides
@@ -87,7 +88,7 @@ class Study:
     rows: tuple[Row, ...]
     claims: tuple[Claim, ...] = ()
     table: str | None = None
-    figure: str | None = None
+    figures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     measures: tuple[str, ...] = MEASURES
     seeds: tuple[int, ...] = (0,)
     teacher_seed: int | None = None
@@ -239,7 +240,7 @@ def _study(name: str, content: object) -> Study:
         "title",
         "note",
         "table",
-        "figure",
+        "figures",
         "data",
         "student",
         "measures",
@@ -264,7 +265,7 @@ def _study(name: str, content: object) -> Study:
         rows=rows,
         claims=tuple(_claim(claim) for claim in _list(found.get("claims", []))),
         table=found.get("table"),
-        figure=found.get("figure"),
+        figures={name: tuple(_list(labels)) for name, labels in dict(found.get("figures", {})).items()},
         measures=tuple(_list(found.get("measures", MEASURES))),
         seeds=tuple(map(int, _list(found.get("seeds", 0)))),
         teacher_seed=found.get("teacher_seed"),
@@ -305,6 +306,8 @@ def _claim(content: object) -> Claim:
 
 
 def _check(study: Study) -> None:
+    if not study.rows or not study.data:
+        raise ValueError("a study needs at least one row and one data set; there is nothing to run")
     labels = [row.label for row in study.rows]
     for label in labels:
         if labels.count(label) > 1:
@@ -324,6 +327,12 @@ def _check(study: Study) -> None:
             raise ValueError(f"claim {claim.claim!r}: {unknown('measure', claim.measure, study.measures)}")
     if study.table is not None:
         paper.rows(study.table)
+    for name, drawn in study.figures.items():
+        if name not in FIGURES:
+            raise ValueError(unknown("figure", name, FIGURES))
+        for label in drawn:
+            if label not in labels:
+                raise ValueError(f"figure {name}: {unknown('row', label, labels)}")
 
 
 # ------------------------------------------------------------------------------------------- cells
@@ -388,6 +397,12 @@ def _merged(known: Cell | None, cell: Cell) -> Cell:
     settings = settings_.override(cell.settings, {"eval.attacks": attacks})
     labels = tuple(dict.fromkeys((*known.labels, *cell.labels)))
     return dataclasses.replace(cell, settings=settings, labels=labels)
+
+
+def measured_by(cell: Cell, attacks: Sequence[str]) -> Cell:
+    """The same run, measured by other attacks."""
+    settings = settings_.override(cell.settings, {"eval.attacks": ",".join(attacks)})
+    return _with_arguments(dataclasses.replace(cell, settings=settings))
 
 
 def _with_arguments(cell: Cell) -> Cell:

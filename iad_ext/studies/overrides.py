@@ -155,6 +155,8 @@ def _parsed(word: str) -> tuple[str, str | None, bool]:
         return role, positive, True
     if dotted in OWN and "." in dotted:
         raise ValueError(f"{word} is the study's to say; --seeds takes the seeds")
+    if dotted not in KNOWN and "." in dotted:
+        raise ValueError(unknown("option", word, map(settings_.option, KNOWN)))
     return role, dotted if dotted in KNOWN else None, False
 
 

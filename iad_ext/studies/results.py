@@ -114,7 +114,7 @@ class _Collector:
             "claims": [
                 self._claim(claim, comparisons, data) for data in self._data() for claim in study.claims
             ],
-            "figure": study.figure,
+            "figures": {name: list(labels) for name, labels in study.figures.items()},
             "provenance": self._provenance(),
         }
 

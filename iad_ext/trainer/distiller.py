@@ -21,10 +21,11 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iad_ext import attacks, objectives, precision
+from iad_ext import attacks, compiling, objectives, precision
 from iad_ext.backbones import load_network
 from iad_ext.batches import share
-from iad_ext.checks import check_mapping
+from iad_ext.checks import check_mapping, check_name
+from iad_ext.compiling import Compilation
 from iad_ext.evaluation import accuracy_under
 from iad_ext.loop import OBSERVED, Diagnostics, Engine, Source, accelerator_for
 from iad_ext.modes import frozen, mode
@@ -76,6 +77,9 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             bits in another.
         diagnostics: run the teacher for `history` alone too, where the objective does not read it: in every step
             (`full`), in every second one (`half`), or not (`off`). Training is the same to the last bit.
+        compile: how the attack runs: `off` (eager), `step` (one compiled step), `graphs` (a CUDA graph), or `auto` to
+            take graphs where a trial on a GPU finds them faster. What fails is left out with a warning; ART's and
+            torchattacks' own attacks run eagerly.
 
     Attributes:
         history: figures of every epoch of the last fit, under the names of a run folder's `metrics.jsonl`.
@@ -101,6 +105,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         seed: int = 0,
         precision: str = "auto",
         diagnostics: Literal["full", "half", "off"] = "half",
+        compile: str = "auto",  # noqa: A002 (the setting's name everywhere)
     ) -> None:
         if not isinstance(classifier, PyTorchClassifier):
             raise ValueError(f"classifier must be an ART PyTorchClassifier, got {type(classifier).__name__}")
@@ -114,6 +119,9 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         if diagnostics not in OBSERVED:
             raise ValueError(unknown("diagnostics", str(diagnostics), OBSERVED))
         self._diagnostics: Diagnostics = diagnostics
+        check_name("compile", compile)
+        compiling.check(compile)
+        self._compile = compile
         self._objective = objective
         self._objective_settings = {} if objective_settings is None else objective_settings
         check_mapping("objective_settings", self._objective_settings, "{'beta': 0.1}")
@@ -250,6 +258,10 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             stack.enter_context(_memory_format(networks, optimizer, channels_last=decided.channels_last))
             stack.callback(optimizer.zero_grad, set_to_none=True)
             stack.callback(self._classifier._model.eval)  # as ART's trainers do, here also where one fails
+            compilation = Compilation("off", "nothing is attacked")
+            if attack is not None:
+                compilation = self._compilation(attack, source, accelerator.autocast, world, keeper)
+                attack = compiling.compiled(attack, compilation)
             engine = Engine(
                 accelerator=accelerator,
                 student=student,
@@ -264,7 +276,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             )
             first_epoch, first_step, self.history = 0, 0, []
             if keeper is not None:
-                keeper.precision = decided
+                keeper.precision, keeper.compilation = decided, compilation
                 first_epoch, first_step = keeper.restore(engine, step_scheduler)
                 self.history = keeper.history
             for epoch in range(first_epoch, nb_epochs):
@@ -303,6 +315,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             "optimizer": type(self._classifier.optimizer).__name__,
             "scheduler": [type(scheduler).__name__, getattr(scheduler, "last_epoch", None)],
             "precision": self._precision,
+            "compile": self._compile,
             "teachers": {role: digest(net.state_dict()) for role, net in self._teachers.items()},
             "validation": None if validation is None else digest(dict(zip("xy", validation, strict=True))),
         }
@@ -346,6 +359,30 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         agreed = from_main(_measured(student, example) if world.is_main_process else None)
         assert agreed is not None
         return agreed
+
+    def _compilation(
+        self,
+        attack: Attack,
+        source: Source,
+        autocast: compiling.Autocast,
+        world: World,
+        keeper: Keeper | None,
+    ) -> Compilation:
+        """How the attack is run: as asked for, as the fit was begun, or as a trial on the first batch finds."""
+        before = keeper.compilation if keeper else None
+        wanted, reason = self._compile, "asked for"
+        if before is not None:
+            wanted, reason = before.kind, before.reason if before.kind == "off" else "as the fit was begun"
+        images = source.batch(0, 0, part=world.process_index, parts=world.num_processes).images
+        found = compiling.decide(
+            wanted,
+            attack,
+            images,
+            classes=self._classes,
+            autocast=autocast,
+            reason=reason,
+        )
+        return from_main(found)
 
     def _training_attack(
         self, student: "PixelModule", objective: Objective, nb_epochs: int, decided: Precision

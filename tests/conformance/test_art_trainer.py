@@ -1016,6 +1016,7 @@ def test_nothing_passes_through_numpy_when_the_attack_is_native(digits, teacher,
         distiller(student, teacher, attack).fit(x[:48], y[:48], nb_epochs=1)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(digits, teacher):
     x, y, *_ = digits
 
@@ -1498,6 +1499,10 @@ def test_bad_constructor_arguments(digits, teacher):
         distiller(student, classifier(teacher, clip_values=None))
     with pytest.raises(ValueError, match="unknown precision 'bf32'; did you mean 'fp32'"):
         distiller(student, teacher, precision="bf32")
+    with pytest.raises(ValueError, match="unknown way to compile 'graph'; did you mean 'graphs'"):
+        distiller(student, teacher, compile="graph")
+    with pytest.raises(TypeError, match="compile must be a name"):
+        distiller(student, teacher, compile=True)
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         distiller(student, teacher, precision="fp16")
     for seed in (-1, 1.5, None, "7"):
@@ -1593,6 +1598,7 @@ def two_processes(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_each_other(two_processes):
     first, second = two_processes
     for name in ("arrays", "generator", "foreign", "measured"):
@@ -1606,6 +1612,7 @@ def test_two_processes_agree_with_each_other(two_processes):
         assert refused.startswith("a batch of 1 images cannot be shared by 2 processes")
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(two_processes):
     one, (first, _) = art_multi_process.fits(), two_processes
     for name in ("arrays", "generator"):
