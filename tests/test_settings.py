@@ -404,7 +404,6 @@ def test_every_setting_can_be_given():
                 "objective.trust": "margin",
                 "objective.target": "swap",
                 "objective.sample_weight": "entropy",
-                "train.bn_order": "faithful",
                 "train.rates": "cosine",
                 "average.name": "ema",
                 "average.batchnorm": "average",
