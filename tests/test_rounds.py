@@ -144,6 +144,21 @@ def test_teachers_of_what_is_not_trained_and_what_is_not_measured_travel(in_fold
     assert wanted == {at.folder / "best", st.folder / "best", ard.folder / "best", ard.folder / "last"}
 
 
+def test_a_teacher_that_is_too_large_to_travel_is_trained_again_there(in_folder, capsys):
+    grid = grid_of(only=("AKD2 (AT)",))
+    for cell in grid.cells[:2]:
+        fake_run(cell, 0.5)
+        with_networks(cell)
+    size = len(rounds.in_half(grid.cells[0].folder / "best/model.safetensors"))
+    line = f"prepare one-gpu --folder travel --only AKD2* --carry {1.6 * size / rounds.MEBIBYTE} {TINY}"
+    assert rounds.main(shlex.split(line)) == 0
+    assert "too large  runs/digits/st_resnet18" in capsys.readouterr().out
+    rounds.unpack(Path("travel"), Path("there/runs"))
+    with contextlib.chdir("there"):
+        assert [has_results(cell.folder) for cell in grid.cells] == [True, False, False]
+        assert load_network(grid.cells[0].folder).num_classes == 10
+
+
 def test_the_time_that_a_run_needs_follows_from_another_s(in_folder):
     grid = grid_of(only=("ARD (AT)", "IAD-I (AT)"))
     at, ard, iad = grid.cells

@@ -400,6 +400,7 @@ def prepare(
     wheels: Path | None,
     minutes: float,
     most: int,
+    carry: int,
     words: Sequence[str],
     say: Callable[[str], None] = print,
 ) -> int:
@@ -411,6 +412,7 @@ def prepare(
         wheels: folder of packages that the machine lacks.
         minutes: of a call.
         most: bytes that may come back.
+        carry: bytes of finished runs that may go there.
         words: the command line there, but for where the images are: they travel along.
         say: where a line of progress goes.
     """
@@ -430,7 +432,7 @@ def prepare(
         ]
     if wheels is not None:
         shutil.copytree(wheels, folder / "wheels")
-    packed = pack(grid.cells, grid.choices.root, folder, most=2**62, have={}, all_networks=False)
+    packed = _pack_whole_teachers(grid, folder, carry, say)
     script = SCRIPT.format(
         folder=folder.name,
         study=grid.study.name,
@@ -442,6 +444,24 @@ def prepare(
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     say(f"prepared   {folder}: {size / MEBIBYTE:.1f} MiB, {len(packed.files)} files of finished runs")
     return size
+
+
+def _pack_whole_teachers(grid: Grid, folder: Path, carry: int, say: Callable[[str], None]) -> Packed:
+    """Pack what the next call needs; a teacher whose network does not fit stays behind, to be trained again there."""
+    cells = list(grid.cells)
+    teachers = {needed for cell in cells if not has_results(cell.folder) for needed in cell.needs}
+    while True:
+        packed = pack(cells, grid.choices.root, folder, most=carry, have={}, all_networks=False)
+        left = {grid.choices.root / name for name in packed.left_out}
+        lacking = [
+            cell for cell in cells if cell.folder in teachers and cell.folder / "best" / WEIGHTS in left
+        ]
+        if not lacking:
+            return packed
+        for part in packed.parts:
+            part.unlink()
+        cells.remove(lacking[-1])
+        say(f"too large  {lacking[-1].folder}: it is trained again there")
 
 
 def remaining(grid: Grid) -> Iterator[str]:
@@ -486,6 +506,8 @@ class Prepare(_OfStudy):
     """Folder of the packages that the machine lacks."""
     minutes: float = 9.5
     """That a call may take there."""
+    carry: float = 40
+    """MiB of finished runs that may go there, beside images and packages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -543,7 +565,15 @@ def main(words: Sequence[str]) -> int:
 def _carry_out(command: Prepare | Run | Merge, grid: Grid, words: Sequence[str]) -> None:
     most = round(command.most * MEBIBYTE)
     if isinstance(command, Prepare):
-        prepare(grid, command.folder, wheels=command.wheels, minutes=command.minutes, most=most, words=words)
+        prepare(
+            grid,
+            command.folder,
+            wheels=command.wheels,
+            minutes=command.minutes,
+            most=most,
+            carry=round(command.carry * MEBIBYTE),
+            words=words,
+        )
     elif isinstance(command, Run):
         call(grid, carried=command.carried, back=command.back, minutes=command.minutes, most=most)
     else:
