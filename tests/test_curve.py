@@ -76,7 +76,7 @@ def test_a_sound_network_falls_from_its_natural_accuracy_to_about_zero(network, 
     result = evaluate(network, *test_set, ("natural", "pgd20"), EPS, curve=100)
     assert list(result["curve"]) == ["0", "0.025", "0.05", "0.1", "0.15", "51/255", "0.3", "102/255"]
     found = list(result["curve"].values())
-    assert found[0] == result["natural"] > 90
+    assert found[0] == result["natural"] > 80
     assert found == sorted(found, reverse=True)
     assert found[-1] == 0
     assert result["curve"]["0.1"] <= result["pgd20"] + 2
