@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test test-faults test-torchattacks docs docs-inventories lint types check format clean
+.PHONY: help quickstart bench test test-fast test-faults test-torchattacks docs docs-inventories lint types check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -20,11 +20,19 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY) ## teachers and students on handwritten digits: a table and a picture in two minutes
 	$(BIN)/python recipes/quickstart.py
 
-test: $(READY) ## the test suite
-	$(BIN)/python -m pytest
+# a file's tests stay together, since they share what is trained for them; the longest files come first
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: $(READY) ## the test suite, on as many as four cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+test-fast: $(READY) ## the test suite without what starts processes or trains for long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -q -m "not slow"
 
 test-faults: $(READY) ## kills, damaged files and bad input at length, 15 minutes; REPORT=DIR keeps a report
 	$(BIN)/python tests/faults/long.py $(if $(REPORT),--report $(REPORT))
+
+bench: $(READY) ## benchmarks: 25 minutes on two idle cores, 10 on a GPU; ARGS="--only a,b" and the like, OUT=DIR
+	$(BIN)/python benchmarks/run.py $(ARGS) $(if $(OUT),--out $(OUT))
 
 test-torchattacks: $(READY) ## the attacks' tests against the other supported torchattacks, 3.5.1
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/torchattacks-3.5.1 torchattacks==3.5.1
@@ -47,7 +55,7 @@ lint: $(READY) ## style, who may import whom, and no dependency with known vulne
 types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
-check: lint types docs test ## everything that CI checks
+check: lint types docs test-fast ## before every commit, minutes: style, types, docs, the fast tests
 
 format: $(READY) ## format and mend what can be mended
 	$(BIN)/ruff check --fix .

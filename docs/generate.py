@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from iad_ext import cli, objectives, reliability, settings
+from iad_ext import cli, objectives, reliability, settings, studies
 from iad_ext.plan import Plan
 from iad_ext.units import show_fraction
 
@@ -32,6 +32,12 @@ METHODS = {
     "akd2": "AKD2",
     "iad1": "IAD-I",
     "iad2": "IAD-II",
+    "rslad": "RSLAD",
+    "adaad": "AdaAD",
+    "adaiad": "AdaIAD",
+    "mtard": "MTARD",
+    "mart": "MART",
+    "adr": "ADR",
 }
 STUDENTS = {
     "resnet18": "ResNet-18, Table 2",
@@ -49,6 +55,7 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "paper.md", paper_index()
     yield "quickstart.inc", quickstart_provenance()
     yield "results.inc", results()
+    yield "studies.inc", studies_table()
     for name in recipe_names():
         yield f"recipes/{name}.md", recipe_page(name)
     yield "recipes.md", recipes_table()
@@ -210,6 +217,17 @@ names other schedules: `released` (the second drop is lost, as in the released c
 """
 
 
+def studies_table() -> str:
+    """Every study with its title, its rows and the runs that it needs at its own settings."""
+    rows = []
+    for name in studies.names():
+        study = studies.read(name)
+        grid = studies.expand(study, studies.Choices())
+        rows.append([f"`{name}`", study.title, str(len(grid.lines)), str(len(grid.cells))])
+    head = ["study", "", "rows", "runs, with teachers"]
+    return f"## All studies\n\nAt their own seeds.\n\n{_table(head, rows)}\n"
+
+
 # ------------------------------------------------------------------------------------------- objectives
 
 
@@ -353,19 +371,24 @@ def example_page(file: Path) -> str:
     printed = DOCS / "gallery" / f"{file.stem}.txt"
     output = ""
     if printed.exists():
+        made, _, command = printed.read_text(encoding="utf-8").partition("\n")[0].rpartition(": ")
         output = (
-            f"## What it prints\n\n:::{{literalinclude}} /gallery/{printed.name}\n:language: text\n:::\n\n"
+            f"## What it prints\n\n`{command}` ({made.removeprefix('# ')}):\n\n"
+            f":::{{literalinclude}} /gallery/{printed.name}\n:language: text\n:lines: 2-\n:::\n\n"
         )
-    return f"""# {file.stem.replace("_", " ").capitalize()}
+    # what it says of itself stands above already
+    below = ast.parse(file.read_text(encoding="utf-8")).body[0].end_lineno + 2
+    return f"""# {file.name}
 
 {title}
 
 {rest.strip()}
 
-{output}## The file
+{output}## The code
 
 :::{{literalinclude}} /../examples/{file.name}
 :language: python
+:lines: {below}-
 :::
 """
 
@@ -376,7 +399,7 @@ def gallery() -> str:
     if not found:
         return "There are no examples yet.\n"
     rows = [
-        [f"[{file.stem}](/generated/gallery/{file.stem}.md)", said_of(file).partition("\n")[0]]
+        [f"[{file.name}](/generated/gallery/{file.stem}.md)", said_of(file).partition("\n")[0]]
         for file in found
     ]
     listed = "\n".join(f"/generated/gallery/{file.stem}" for file in found)

@@ -64,12 +64,14 @@ def main(path: Path | None, epochs: int, keep: Path) -> None:
     print(f"{'before: trained as usual':<34}{accuracy(student, x_test, y_test, eps)}", flush=True)
 
     teacher = classifier(splits.image_size, seed=1)
-    hardening = IntrospectiveAdversarialDistiller(teacher, objective="at", eps=eps)
+    hardening = IntrospectiveAdversarialDistiller(teacher, objective="at", eps=eps, precision="fp32")
     hardening.fit(x, y, batch_size=64, nb_epochs=epochs, checkpoint_folder=keep / "teacher")
     print(f"{'the teacher, trained adversarially':<34}{accuracy(teacher, x_test, y_test, eps)}", flush=True)
 
     drops = torch.optim.lr_scheduler.MultiStepLR(student.optimizer, milestones=[epochs * 2 // 3])
-    distiller = IntrospectiveAdversarialDistiller(student, teacher, objective="iad1", eps=eps)
+    distiller = IntrospectiveAdversarialDistiller(
+        student, teacher, objective="iad1", eps=eps, precision="fp32"
+    )
     distiller.fit(x, y, batch_size=64, nb_epochs=epochs, scheduler=drops, checkpoint_folder=keep / "student")
     print(f"{'after: the same network, distilled':<34}{accuracy(student, x_test, y_test, eps)}\n")
     for record in distiller.history:

@@ -85,15 +85,15 @@ def main(path: Path | None, epochs: int) -> None:
     splits, eps = images(path)
     x, y = splits.train.pixels().numpy(), splits.train.labels.numpy()
     teacher = classifier(0, splits.image_size)
-    IntrospectiveAdversarialDistiller(teacher, objective="at", eps=eps).fit(
-        x, y, batch_size=64, nb_epochs=epochs
-    )
     networks = {"AT (teacher)": teacher}
+    fit = {"batch_size": 64, "nb_epochs": epochs}
+    IntrospectiveAdversarialDistiller(teacher, objective="at", eps=eps, precision="fp32").fit(x, y, **fit)
     for name, objective in (("RSLAD", "rslad"), ("RSLAD, introspective", with_trust)):
         networks[name] = classifier(1, splits.image_size)
-        IntrospectiveAdversarialDistiller(networks[name], teacher, objective=objective, eps=eps).fit(
-            x, y, batch_size=64, nb_epochs=epochs
+        trainer = IntrospectiveAdversarialDistiller(
+            networks[name], teacher, objective=objective, eps=eps, precision="fp32"
         )
+        trainer.fit(x, y, **fit)
     attacks = ("natural", "fgsm", "pgd20", "cw_inf")
     results = {
         name: evaluate(network.model, splits.test.pixels(), splits.test.labels, attacks=attacks, eps=eps)

@@ -15,7 +15,7 @@ For the same start, every one returns what its stock counterpart returns, to the
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from iad_ext import terms
 from iad_ext.checks import check_flag, check_name, check_number, check_whole
-from iad_ext.modes import mode
+from iad_ext.modes import frozen, mode
 from iad_ext.names import unknown
 from iad_ext.types import Images, Labels, Logits, PerImage
 
@@ -33,8 +33,21 @@ EPS = 8 / 255
 STEP = 2 / 255
 
 Shape = tuple[int, ...]
+
+
+class Settings(TypedDict, total=False):
+    """What every training attack takes beside its model; see `PGD`."""
+
+    eps: float
+    alpha: float
+    steps: int
+    training: bool
+    loss_scale: float
+
+
 TorchAttack: TypeAlias = torchattacks.attack.Attack
-Loss = Callable[[Logits], Tensor]  # the scalar that the attack ascends
+# x̃, x, target -> the next x̃ and the gradient that it followed
+Stepper: TypeAlias = Callable[[Images, Images, Tensor], tuple[Images, Images]]
 
 
 class _ModeKept:
@@ -43,6 +56,8 @@ class _ModeKept:
     stuck: PerImage | None = None
     """(N,), the share of an image's steps on which its gradient was exactly zero, in the last attack; None without a
     `loss_scale`, which is where gradients can underflow."""
+    stepper: Stepper | None = None
+    """What takes a step instead of `take_step`: a compiled form of it."""
 
     def _set_up(self, *, training: bool, loss_scale: float) -> None:
         self.training = training
@@ -60,20 +75,32 @@ class _ModeKept:
         """Draw the start's offset for `shape` on the generator's device; None without a random start."""
         raise NotImplementedError
 
-    def _ascend(self, images: Images, start: Images, loss: Loss) -> Images:
-        """Take `steps` steps of `alpha` along the gradient's sign, each back into the ball and [0, 1]."""
+    def loss(self, logits: Logits, target: Tensor) -> Tensor:
+        """The scalar that the attack ascends, against the target that it was given: labels or probabilities."""
+        raise NotImplementedError
+
+    def _ascend(self, images: Images, start: Images, target: Tensor) -> Images:
+        """Take `steps` steps towards a greater loss."""
         images, adv = images.detach(), start.detach()
         if self.loss_scale != 1:
             self.stuck = torch.zeros(len(images), device=images.device)
+        take = self.stepper or self.take_step
         for _ in range(self.steps):  # type: ignore[attr-defined]
-            adv.requires_grad_(True)
-            (gradient,) = torch.autograd.grad(loss(self.get_logits(adv)) * self.loss_scale, adv)  # type: ignore[attr-defined]
+            adv, gradient = take(adv.requires_grad_(True), images, target)
             if self.loss_scale != 1:
                 self.stuck += (gradient == 0).flatten(1).all(dim=1) / self.steps  # type: ignore[attr-defined]
-            adv = adv.detach() + self.alpha * gradient.sign()  # type: ignore[attr-defined]
-            delta = (adv - images).clamp(min=-self.eps, max=self.eps)  # type: ignore[attr-defined]
-            adv = (images + delta).clamp(min=0, max=1).detach()
         return adv
+
+    def take_step(self, adv: Images, images: Images, target: Tensor) -> tuple[Images, Images]:
+        """One step of `alpha` along the gradient's sign, back into the ball and [0, 1]; x̃ asks for its gradient."""
+        (gradient,) = torch.autograd.grad(self._climbed(adv, target) * self.loss_scale, adv)
+        adv = adv.detach() + self.alpha * gradient.sign()  # type: ignore[attr-defined]
+        delta = (adv - images).clamp(min=-self.eps, max=self.eps)  # type: ignore[attr-defined]
+        return (images + delta).clamp(min=0, max=1).detach(), gradient
+
+    def _climbed(self, adv: Images, target: Tensor) -> Tensor:
+        """`loss` at x̃; an attack that runs another network on x̃, too, does so here."""
+        return self.loss(self.get_logits(adv), target)  # type: ignore[attr-defined]
 
     def _start(self, images: Images, noise: Images | None) -> Images:
         if noise is None:
@@ -152,13 +179,13 @@ class PGD(_ModeKept, torchattacks.PGD):  # type: ignore[misc]
             -self.eps, self.eps, generator=generator
         )
 
-    def loss(self, logits: Logits, labels: Labels) -> Tensor:
+    def loss(self, logits: Logits, target: Labels) -> Tensor:
         """The mean cross-entropy, ascended."""
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, target)
 
     def forward(self, images: Images, labels: Labels, noise: Images | None = None) -> Images:
         """Ascend `loss` from a start in the ball around `images`."""
-        return self._ascend(images, self._start(images, noise), lambda logits: self.loss(logits, labels))
+        return self._ascend(images, self._start(images, noise), labels)
 
 
 class CWInf(PGD):
@@ -188,9 +215,9 @@ class CWInf(PGD):
             loss_scale=loss_scale,
         )
 
-    def loss(self, logits: Logits, labels: Labels) -> Tensor:
+    def loss(self, logits: Logits, target: Labels) -> Tensor:
         """Minus the mean margin, ascended."""
-        return -terms.margin(logits, labels).mean()
+        return -terms.margin(logits, target).mean()
 
 
 class TRADESPGD(_ModeKept, torchattacks.TPGD):  # type: ignore[misc]
@@ -220,33 +247,126 @@ class TRADESPGD(_ModeKept, torchattacks.TPGD):  # type: ignore[misc]
         device = generator.device if generator is not None else self.device
         return 0.001 * torch.randn(shape, dtype=dtype, device=device, generator=generator)
 
+    def loss(self, logits: Logits, target: Tensor) -> Tensor:
+        """KL from the target's probabilities, summed over the batch as stock TPGD does, ascended."""
+        return F.kl_div(logits.log_softmax(dim=1), target, reduction="sum")
+
     def forward(self, images: Images, labels: Labels | None = None, noise: Images | None = None) -> Images:  # noqa: ARG002
-        """Ascend KL from the prediction on `images`, summed over the batch as stock TPGD does."""
+        """Ascend KL from the prediction on `images`."""
         target = self.get_logits(images.detach()).detach().softmax(dim=1)
-
-        def divergence(logits: Logits) -> Tensor:
-            return F.kl_div(logits.log_softmax(dim=1), target, reduction="sum")
-
-        return self._ascend(images, self._start(images, noise), divergence)
+        return self._ascend(images, self._start(images, noise), target)
 
 
-TRAINING_ATTACKS: dict[str, type[PGD] | type[TRADESPGD]] = {"pgd": PGD, "trades": TRADESPGD}
+class MARTPGD(PGD):
+    """The attack of MART: PGD on cross-entropy from x + 0.001 · normal noise.
+
+    Source: Wang et al. (2020), whose released code starts as TRADES does.
+    """
+
+    def draw_noise(
+        self, shape: Shape, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor | None:
+        """0.001 · normal."""
+        device = generator.device if generator is not None else self.device
+        return 0.001 * torch.randn(shape, dtype=dtype, device=device, generator=generator)
+
+
+class RSLADPGD(MARTPGD):
+    """The attack of RSLAD: PGD on KL(T(x) → S(x̃)) from x + 0.001 · normal noise. Labels are not read.
+
+    Source: Zi et al. (2021). T(x) is given with each call, so that a step runs that pass once for attack and loss.
+    """
+
+    reads = frozenset({"teacher_nat"})
+
+    def __call__(
+        self,
+        images: Images,
+        labels: Labels | None = None,  # noqa: ARG002
+        noise: Images | None = None,
+        target: Logits | None = None,
+    ) -> Images:
+        """Return adversarial images; `target` is T(x), (batch, classes)."""
+        if target is None:
+            raise ValueError("this attack climbs KL(T(x) → S(x̃)); give it T(x) as target=")
+        with mode(self.model, training=self.training), torch.enable_grad():
+            return self._ascend(images, self._start(images, noise), target.detach().softmax(dim=1))
+
+    def loss(self, logits: Logits, target: Tensor) -> Tensor:
+        """KL from the target's probabilities, summed over the batch, ascended."""
+        return F.kl_div(logits.log_softmax(dim=1), target, reduction="sum")
+
+
+class AdaADPGD(MARTPGD):
+    """The attack of AdaAD: PGD on KL(T(x̃) → S(x̃)), the gradient through both networks. Labels are not read.
+
+    From x + 0.001 · normal noise. Source: Huang et al. (2023).
+
+    Args:
+        model: the student; other arguments as for `PGD`.
+        teacher: T, in eval mode; its parameters get no gradient.
+    """
+
+    def __init__(self, model: nn.Module, *, teacher: nn.Module, **settings: Unpack[Settings]) -> None:
+        super().__init__(model, **settings)
+        if not isinstance(teacher, nn.Module):
+            raise TypeError(
+                f"teacher must be a torch.nn.Module that returns logits, got {type(teacher).__name__}"
+            )
+        self.teacher = teacher
+
+    def forward(self, images: Images, labels: Labels | None = None, noise: Images | None = None) -> Images:  # noqa: ARG002
+        """Ascend KL between the two predictions of x̃, summed over the batch."""
+        with mode(self.teacher, training=False), frozen(self.teacher):
+            return self._ascend(images, self._start(images, noise), images)  # no target but the teacher
+
+    def _climbed(self, adv: Images, target: Tensor) -> Tensor:  # noqa: ARG002
+        goal = self.teacher(adv).log_softmax(dim=1)
+        student = self.get_logits(adv).log_softmax(dim=1)
+        return F.kl_div(student, goal, reduction="sum", log_target=True)
+
+
+TRAINING_ATTACKS: dict[str, type[PGD] | type[TRADESPGD]] = {
+    "pgd": PGD,
+    "trades": TRADESPGD,
+    "mart": MARTPGD,
+    "rslad": RSLADPGD,
+    "adaad": AdaADPGD,
+}
+# passes that an attack has the step run for it, by name
+READ_BY_ATTACK: dict[str, frozenset[str]] = {"rslad": RSLADPGD.reads}
+# attacks whose every step goes through the teacher too
+THROUGH_TEACHER = frozenset({"adaad"})
 
 
 def build(
     name: str,
     model: nn.Module,
     *,
+    teacher: nn.Module | None = None,
     eps: float = EPS,
     alpha: float = STEP,
     steps: int = 10,
     training: bool = False,
     loss_scale: float = 1.0,
 ) -> PGD | TRADESPGD:
-    """Build the training attack called `name` (`pgd` or `trades`) on `model`; arguments as for `PGD`."""
+    """Build the training attack called `name` on `model`; arguments as for `PGD`.
+
+    Raises:
+        ValueError: there is no attack of that name, or it goes through a teacher and none was given.
+    """
     check_name("name", name)
     if name not in TRAINING_ATTACKS:
         raise ValueError(unknown("training attack", name, TRAINING_ATTACKS))
-    return TRAINING_ATTACKS[name](
-        model, eps=eps, alpha=alpha, steps=steps, training=training, loss_scale=loss_scale
-    )
+    settings: Settings = {
+        "eps": eps,
+        "alpha": alpha,
+        "steps": steps,
+        "training": training,
+        "loss_scale": loss_scale,
+    }
+    if name not in THROUGH_TEACHER:
+        return TRAINING_ATTACKS[name](model, **settings)
+    if teacher is None:
+        raise ValueError(f"the attack {name} goes through the teacher too; give it teacher=")
+    return AdaADPGD(model, teacher=teacher, **settings)

@@ -300,6 +300,7 @@ def clear_run(folder: Path) -> None:
         "history.jsonl",
         "results.json",
         "robust.safetensors",
+        "gallery.safetensors",
         "report.html",
         "trackers.json",
     )

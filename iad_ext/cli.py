@@ -36,10 +36,11 @@ EXIT_CODES = """Exit codes:
   0  done
   1  a defect of this program
   2  wrong input
+  3  a cell of a study failed
   4  a result cannot be written
   5  stopped by a signal
   6  the doctor found something to mend
-(3, training that stopped, is the recipes' own.)"""
+(To a recipe, 3 is training that stopped.)"""
 SHELLS = ("bash", "zsh")
 EXPORTS = ("timm", "safetensors", "onnx", "robustbench")
 POSITIONAL = get_args(Positional[str])[1]  # tyro's mark
@@ -135,19 +136,93 @@ def _wrapped(text: str, *, first: str = "", rest: str = "") -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which test images; a run folder's own when not given."""
+
+    name: Annotated[str | None, _option(metavar="NAME")] = None
+    """cifar10, cifar100, tiny-imagenet, digits, or a Hugging Face data set id."""
+    path: Annotated[Path | None, _option(metavar="DIR")] = None
+    """Folder that holds the data set, for work without a network."""
+    revision: Annotated[str | None, _option(metavar="COMMIT")] = None
+    """Commit of the data set on the hub."""
+    image_column: Annotated[str | None, _option(metavar="NAME")] = None
+    """Column of the images; found by its type when not given."""
+    label_column: Annotated[str | None, _option(metavar="NAME")] = None
+    """Column of the labels; found by its type when not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Is this machine ready? Versions, devices, precision, traps, cache; each problem with its fix."""
+    """Is this machine ready, or, with --teacher, that teacher?
+
+    Of the machine: versions, devices, precision, traps, cache; each problem with its fix. Of a teacher: how right and
+    how sure it is on the adversarial images of a student, from a few test images.
+    """
 
     probe: bool = True
     """Leave out what takes some seconds: timing a ResNet-18 to see which precision pays off."""
+    teacher: Annotated[str | None, _option(metavar="MODEL")] = None
+    """Read this teacher: run folder, checkpoint, timm name or hf-hub:OWNER/NAME."""
+    student: Annotated[str | None, _option(metavar="MODEL")] = None
+    """The student whose attacks it is read on, likewise; the teacher itself when not given."""
+    teacher_architecture: Annotated[str | None, _option(metavar="NAME")] = None
+    """A bare checkpoint's name in timm's registry."""
+    student_architecture: Annotated[str | None, _option(metavar="NAME")] = None
+    """Likewise."""
+    data: Data = field(default_factory=Data)
+    limit: Annotated[int, arg(metavar="N")] = 200
+    """How many test images."""
+    eps: Annotated[str | None, _option(metavar="PIXELS")] = None
+    """L∞ radius in pixels of [0, 1]; 8/255, and 0.1 for digits, when not given."""
 
     def run(self) -> int:
         """Print what was found."""
+        if self.teacher is not None:
+            return self._read_teacher(self.teacher)
+        if self.student is not None:
+            raise WrongInputError("--student is for reading a teacher; name one with --teacher")
         from iad_ext import doctor
 
         findings = doctor.examine(doctor.gather(probe=self.probe))
         print(doctor.report(findings, width=_width()))
         return TO_MEND if any(finding.level == "mend" for finding in findings) else DONE
+
+    def _read_teacher(self, source: str) -> int:
+        import torch
+
+        from iad_ext.backbones import load_network
+        from iad_ext.data import load_splits
+        from iad_ext.teacher_reading import read_teacher
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        name = self.data.name or (str(self.data.path) if self.data.path is not None else None)
+        with _input():
+            if name is None:
+                raise ValueError("--teacher is read on images; give --data.name cifar10, or another")
+            eps = parse_fraction(self.eps) if self.eps is not None else _usual_eps(name)
+            images = load_splits(
+                name,
+                path=self.data.path,
+                revision=self.data.revision,
+                selection="test",
+                limit_train=1,
+                limit_test=self.limit,
+                image_column=self.data.image_column,
+                label_column=self.data.label_column,
+            )
+            networks = []
+            for model, architecture in (
+                (source, self.teacher_architecture),
+                (self.student or source, self.student_architecture or self.teacher_architecture),
+            ):
+                classes = images.num_classes if architecture else None
+                loaded = load_network(model, architecture=architecture, num_classes=classes)
+                networks.append(loaded.to(device))
+            test = images.test.to(device)
+            teacher, student = networks
+            reading = read_teacher(teacher, student, test.pixels(), test.labels, eps=eps)
+        print("\n".join(_wrapped(line, rest=" " * 18) for line in reading.lines()))
+        return TO_MEND if reading.over_confident or reading.at_chance else DONE
 
 
 # ------------------------------------------------------------------------------------------- objectives
@@ -179,15 +254,6 @@ class Objectives:
         return DONE
 
 
-SYMBOLS = {
-    "student_nat": "S(x)",
-    "student_adv": "S(x̃)",
-    "teacher_nat": "T_at(x)",
-    "teacher_adv": "T_at(x̃)",
-    "natural_teacher_adv": "T_st(x̃)",
-}
-
-
 def _objective_in_short(name: str) -> str:
     from iad_ext import objectives
 
@@ -209,6 +275,8 @@ def _wrapped_formula(formula: str, *, first: str, rest: str) -> str:
 
 
 def _passes(objective: Any) -> str:
+    from iad_ext.objectives import SYMBOLS
+
     def said(epoch: int) -> str:
         needed = objective.needs(epoch)
         return ", ".join(symbol for name, symbol in SYMBOLS.items() if name in needed)
@@ -280,7 +348,8 @@ class Recipes:
         )
 
     def _copy(self, folder: Path, into: Path) -> None:
-        files = [file.relative_to(folder) for file in sorted(folder.rglob("*.py"))]
+        kinds = (".py", ".yaml")
+        files = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.suffix in kinds]
         there = [str(into / file) for file in files if (into / file).exists()]
         if there and not self.force:
             raise WrongInputError(
@@ -295,12 +364,137 @@ class Recipes:
 
 
 def _recipes_folder() -> Path:
-    """Where the recipes are: inside an installed package, or beside the package in its source tree."""
-    package = Path(__file__).parent
-    for folder in (package / "_recipes", package.parent / "recipes"):
-        if (folder / "at_resnet18.py").is_file():
-            return folder
-    raise WrongInputError(f"this installation in {package} has no recipes; install iad-ext again")
+    from iad_ext import recipes
+
+    with _input():
+        return recipes.folder()
+
+
+# ------------------------------------------------------------------------------------------- studies
+
+
+@dataclass(kw_only=True)
+class Studies:
+    """Run tables and figures of the paper as grids of recipes, or list them; what is finished is not run again.
+
+    Options of the recipes hold for all cells: --student.name cifar_resnet8 --data.path DIR --eval.aa-limit 256. With
+    teachers. or students. before them they hold for these alone: --teachers.train.epochs 30. --data.name takes several.
+    """
+
+    names: Annotated[Positional[tuple[str, ...]], _option(metavar="[NAME ...]")] = ()
+    """Studies, or YAML files of one's own; the known ones are listed when none is given."""
+    seeds: Annotated[str | None, _option(metavar="LIST")] = None
+    """Comma-separated, such as 0,1,2; the study's own when not given."""
+    scale: Annotated[str | None, _option(metavar="F")] = None
+    """Fraction of the epochs, with warm-up and schedule, and of the training images; E,I for two fractions."""
+    only: Annotated[str | None, _option(metavar="LIST")] = None
+    """Comma-separated labels of rows, with * and ?; their teachers are run too."""
+    jobs: Annotated[int | None, _option(metavar="N")] = None
+    """Cells at a time; one, or one a GPU of --devices, when not given."""
+    devices: Annotated[str | None, _option(metavar="LIST")] = None
+    """Comma-separated numbers of GPUs to share the cells out to."""
+    shard: Annotated[str, arg(metavar="I/N")] = "1/1"
+    """Run the I-th of N shares of the cells, for arrays of jobs; shares wait for each other's teachers."""
+    budget: Annotated[float | None, _option(metavar="MINUTES")] = None
+    """Ask running cells to save and end after so many minutes; exit code 5, the same command goes on."""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("runs")
+    """Instead of runs/: the cells' and the tables' folder."""
+    dry_run: bool = False
+    """Say how far each cell is, and stop."""
+    report: bool = False
+    """Run nothing; write the tables of what is finished."""
+    settings: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)  # the recipes' options
+
+    def run(self) -> int:
+        """List, show, run or report."""
+        from iad_ext import studies
+        from iad_ext.checkpoint import CheckpointError
+
+        with _input():
+            if not self.names:
+                return self._list()
+            choices, way = self._choices(), self._way()
+            grids = [studies.expand(studies.read(name), choices) for name in self.names]
+        outcomes = []
+        for grid in grids:
+            studies.announce(grid, _say)
+            if self.dry_run:
+                print("\n".join([*studies.listing(grid, way), ""]))
+                continue
+            if not self.report:
+                outcomes.append(studies.run(grid, way, _say))
+            # of several shares, the last one to be done writes the tables
+            if way.shard == (1, 1) or studies.shards_are_done(grid):
+                try:
+                    studies.report(grid)
+                except CheckpointError as error:
+                    raise CannotWriteError(str(error)) from error
+                print(f"\n{(grid.folder / 'table.md').read_text(encoding='utf-8')}")
+            if outcomes and outcomes[-1].stopped:
+                break
+        return studies.exit_code(outcomes)
+
+    def _list(self) -> int:
+        from iad_ext import studies
+
+        for name in studies.names():
+            print(_wrapped(studies.read(name).title, first=name.ljust(14), rest=" " * 14))
+        print(_wrapped("\niad-ext study NAME --dry-run says what its cells are and how far each is."))
+        return DONE
+
+    def _choices(self) -> Any:
+        from iad_ext import studies
+
+        fractions = [_number(part, "--scale") for part in (self.scale or "1").split(",")]
+        if len(fractions) > 2 or not all(0 < fraction <= 1 for fraction in fractions):
+            raise ValueError(f"--scale takes a fraction in (0, 1], or two as E,I; got {self.scale}")
+        seeds = (
+            None if self.seeds is None else tuple(int(_number(s, "--seeds")) for s in self.seeds.split(","))
+        )
+        data = _words(self.settings.get("all", {}).pop("data.name", None))
+        return studies.Choices(
+            seeds=seeds,
+            epochs=fractions[0],
+            images=fractions[-1],
+            only=_words(self.only),
+            data=data or None,
+            settings=self.settings,
+            root=self.out,
+        )
+
+    def _way(self) -> Any:
+        from iad_ext import studies
+
+        devices = _words(self.devices)
+        jobs = self.jobs if self.jobs is not None else max(1, len(devices))
+        if jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, got {jobs}")
+        found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(f"--shard takes I/N with I from 1 to N, such as 2/4; got {self.shard}")
+        if self.budget is not None and self.budget <= 0:
+            raise ValueError(f"--budget is in minutes, more than 0; got {self.budget:g}")
+        return studies.Way(
+            jobs=jobs,
+            devices=devices,
+            shard=(int(found[1]), int(found[2])),
+            budget=None if self.budget is None else 60 * self.budget,
+        )
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{option} takes numbers, got {text!r}") from None
 
 
 # ------------------------------------------------------------------------------------------- networks
@@ -332,22 +526,6 @@ class Loading:
         given = {"architecture": self.architecture, "num_classes": self.num_classes}
         optional = {"revision": self.revision, "key": self.key, "model_args": values or None}
         return given | {name: value for name, value in optional.items() if value is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Which test images; a run folder's own when not given."""
-
-    name: Annotated[str | None, _option(metavar="NAME")] = None
-    """cifar10, cifar100, tiny-imagenet, digits, or a Hugging Face data set id."""
-    path: Annotated[Path | None, _option(metavar="DIR")] = None
-    """Folder that holds the data set, for work without a network."""
-    revision: Annotated[str | None, _option(metavar="COMMIT")] = None
-    """Commit of the data set on the hub."""
-    image_column: Annotated[str | None, _option(metavar="NAME")] = None
-    """Column of the images; found by its type when not given."""
-    label_column: Annotated[str | None, _option(metavar="NAME")] = None
-    """Column of the labels; found by its type when not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -721,6 +899,36 @@ def _say_written(path: Path, what: str) -> None:
     print(_wrapped(f"{path}  {what}", rest="  "))
 
 
+# ------------------------------------------------------------------------------------------- report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write report.html into run folders and studies' folders, from what lies in them alone."""
+
+    runs: Annotated[Positional[tuple[str, ...]], _option(metavar="RUN…")]
+    """Folders of runs, or of studies."""
+    figures: bool = False
+    """Write a run's figures into its folder figures/ too, as SVG and PNG."""
+
+    def run(self) -> int:
+        """Write them."""
+        from iad_ext import report
+
+        if not self.runs:
+            raise WrongInputError("name at least one run folder, such as runs/cifar10/iad1_resnet18-at/seed0")
+        for folder in self.runs:
+            with _input():
+                if not Path(folder).is_dir():
+                    raise ValueError(f"there is no folder {folder}")
+                _require_writable(Path(folder) / "report.html")
+                written = report.write(folder)
+                drawn = report.write_figures(folder) if self.figures else []
+            for path in (written, *drawn):
+                _say_written(path, "")
+        return DONE
+
+
 # ------------------------------------------------------------------------------------------- completion
 
 
@@ -745,15 +953,24 @@ COMMANDS: Mapping[str, Any] = {
     "export": Export,
     "objectives": Objectives,
     "recipes": Recipes,
+    "study": Studies,
+    "report": Report,
     "completion": Completion,
 }
 
 
 def _command(args: list[str]) -> Any:
     """The subcommand that the arguments ask for, with its options."""
+    settings: dict[str, dict[str, Any]] | None = None
     if args and not args[0].startswith("-"):
         if args[0] not in COMMANDS:
             raise WrongInputError(unknown("command", args[0], COMMANDS))
+        if args[0] == "study" and not {"-h", "--help"} & set(args):
+            from iad_ext.studies.overrides import from_command_line
+
+            with _input():
+                rest, settings = from_command_line(args[1:])
+            args = ["study", *rest]
         known = {"--help", *_option_names(COMMANDS[args[0]])}
         for given in args[1:]:
             name = given.partition("=")[0]
@@ -763,20 +980,24 @@ def _command(args: list[str]) -> Any:
     for name, command in COMMANDS.items():
         named = Annotated[command, subcommand(name)]  # type: ignore[valid-type]
         union = named if union is None else union | named
-    return tyro.cli(
+    command = tyro.cli(
         union,
         prog="iad-ext",
-        description=f"Look at the set-up, measure and export networks. Recipes do the training.\n\n{EXIT_CODES}",
+        description="Look at the set-up, measure and export networks, run the paper's studies. Recipes do the training."
+        f"\n\n{EXIT_CODES}",
         args=args or ["--help"],
         config=(FlagCreatePairsOff,),
     )
+    if settings is not None:
+        command.settings = settings
+    return command
 
 
 def _option_names(command: Any, prefix: str = "") -> Iterator[str]:
     """What the options of a subcommand are called: tyro's own suggestions come too late where MODEL is missing too."""
     for option in dataclasses.fields(command):
         group = option.default_factory
-        if POSITIONAL in get_args(option.type):
+        if POSITIONAL in get_args(option.type) or not option.init:
             continue
         if dataclasses.is_dataclass(group):
             yield from _option_names(group, "" if group is Loading else f"{option.name}.")

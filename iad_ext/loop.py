@@ -9,9 +9,9 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
+from iad_ext.averaging import WeightAverage
 from iad_ext.checkpoint import optimizer_numbers, optimizer_tensors, restore_optimizer
-from iad_ext.diagnostics import FIGURES, Sums, figures
-from iad_ext.objectives import Objective
+from iad_ext.diagnostics import FIGURES, HISTOGRAM, Sums, figures, introspection_share
+from iad_ext.objectives import Objective, Outputs
 from iad_ext.precision import Precision
 from iad_ext.processes import anyone
 from iad_ext.randomness import stream_seed
-from iad_ext.step import Attack, Step
+from iad_ext.step import Attack, BnOrder, Prepared, Step, StepResult, with_teacher_passes
 from iad_ext.teachers import refuse_student
 from iad_ext.types import Images, Labels, Logits, PerImage
 
@@ -37,6 +38,9 @@ _NEVER = 2**31  # a step that no run reaches
 _BROKEN = (
     "What was saved before is whole; look for NaN in the data, lower the learning rate, or train in fp32"
 )
+Diagnostics = Literal["full", "half", "off"]
+# of how many batches one gets the teacher's passes that only the figures read; 0 for none
+OBSERVED: Mapping[Diagnostics, int] = {"full": 1, "half": 2, "off": 0}
 UNDERFLOW = "attack/zero_gradient"  # percent of the attack's steps, known under fp16 only
 SKIPPED_IN_A_ROW = 20  # from so many on, it is not a bad batch but a broken run
 
@@ -115,6 +119,14 @@ class Engine:
         look_every: steps between two looks at the device for a loss that is not finite.
         non_finite: what a loss or gradient that is not finite does: `stop` the training, or `skip` its step, which
             leaves weights, optimizer and BatchNorm as they were; skipping looks at the device in every step.
+        diagnostics: whether T(x) and T(x̃) are run for the figures too where the objective does not read them: in every
+            step (`full`), in every second one (`half`), or not (`off`). Training is the same to the last bit.
+        bn_order: which passes BatchNorm's running statistics see, as for `Step`.
+        average: follows the student's weights; where the objective reads its passes and none is given, one is made.
+        awp: γ of adversarial weight perturbation (Wu et al. 2020), 0 for none: weights are moved by γ times their
+            layer's norm along the loss's gradient, the step's own gradient is taken there, and they are put back.
+        awp_start: first epoch with it.
+        balance: the state of an objective that balances its terms; None for another.
         skipped: steps of the epoch that were skipped.
     """
 
@@ -130,6 +142,12 @@ class Engine:
     accumulation: int = 1
     look_every: int = 50
     non_finite: Literal["stop", "skip"] = "stop"
+    diagnostics: Diagnostics = "half"
+    bn_order: BnOrder = "lean"
+    average: WeightAverage | None = None
+    awp: float = 0.0
+    awp_start: int = 0
+    balance: Tensor | None = field(init=False, default=None)
     sums: Sums = field(init=False)
     skipped: int = field(init=False, default=0)
     _step: Step = field(init=False)
@@ -152,13 +170,19 @@ class Engine:
             self._shell, self._prepared_optimizer = self.accelerator.prepare(
                 InPixels(self.student), self.optimizer, device_placement=[True, False]
             )
+        if self.average is None and self.objective.average_decay is not None:
+            self.average = WeightAverage(self.student, decay=self.objective.average_decay)
+        if self.objective.balance is not None:
+            self.balance = self.objective.balance.begin(self.device)
         self._step = Step(
             objective=self.objective,
             forward=self._shell,
             attack=self.attack,
             teacher=self.teacher,
             natural_teacher=self.natural_teacher,
+            average=self.average.network if self.average is not None else None,
             autocast=self.accelerator.autocast,
+            bn_order=self.bn_order,
         )
         self._generator = torch.Generator(device=self.device)
         self._first_bad: dict[str, Tensor] = {}
@@ -209,6 +233,8 @@ class Engine:
         self._refuse_bad_loss(epoch)
         if images_done:  # a run that was stopped at the epoch's end has averaged them already
             self.average_buffers()
+            if self.average is not None:
+                self.average.after_epoch(self.student, epoch)
         record = self._record()
         if record.get(UNDERFLOW):
             log.warning(
@@ -230,7 +256,7 @@ class Engine:
         parts = self.accelerator.num_processes * self.accumulation
         first = self.accelerator.process_index * self.accumulation
         before = [b.clone() for b in self.student.buffers()] if self.non_finite == "skip" else None
-        noise, total, results = None, 0, []
+        noise, total, pieces = None, 0, []
         for k in range(self.accumulation):
             batch = self.source.batch(epoch, step, part=first + k, parts=parts)
             total = batch.total
@@ -239,8 +265,12 @@ class Engine:
             if k == 0:
                 noise = self._noise(epoch, step, total, batch.images)
             start = noise[batch.offset : batch.offset + len(batch.labels)] if noise is not None else None
-            with self._synchronised(last=k == self.accumulation - 1):
-                results.append(self._backward(batch, start, epoch))
+            pieces.append((batch, start))
+        results = []
+        with self._perturbed(pieces, epoch) as prepared:
+            for k, (batch, start) in enumerate(pieces):
+                with self._synchronised(last=k == self.accumulation - 1):
+                    results.append(self._backward(batch, start, epoch, step, prepared[k]))
         if before is not None and self._to_skip(epoch, step, [loss for _, loss in results]):
             for buffer, value in zip(self.student.buffers(), before, strict=True):
                 buffer.copy_(value)
@@ -249,25 +279,93 @@ class Engine:
             self.sums.add(found)
             self._remember_bad(loss, step)
         self._prepared_optimizer.step()
+        if self.average is not None:
+            self.average.after_step(self.student, epoch)
+        self._balance_terms([loss for _, loss in results], total)
         return total
+
+    def _balance_terms(self, losses: Sequence[Mapping[str, PerImage]], total: int) -> None:
+        """Let the weights of balanced terms follow their means over the global batch."""
+        balance, state = self.objective.balance, self.balance
+        if balance is None or state is None:
+            return
+        sums = [torch.stack([terms[name].sum() for name in balance.terms]) for terms in losses]
+        self.balance = balance.updated(
+            state, self.accelerator.reduce(torch.stack(sums).sum(0), "sum") / total
+        )
+
+    @contextmanager
+    def _perturbed(
+        self, pieces: Sequence[tuple[Batch, Images | None]], epoch: int
+    ) -> Iterator[Sequence[Prepared | None]]:
+        """Weights as adversarial weight perturbation has them, for the block; yields what is prepared of each piece.
+
+        Source: Wu et al. (2020), with the gradient itself in place of their proxy's step along it. Weights of more than
+        one dimension are moved. Here weight decay acts on the weights as they were.
+        """
+        if not self.awp or epoch < self.awp_start:
+            yield [None] * len(pieces)
+            return
+        prepared = [self._step.prepare(b.images, b.labels, epoch=epoch, noise=start) for b, start in pieces]
+        weights = [p for p in self.student.parameters() if p.requires_grad and p.ndim > 1]
+        before = [weight.detach().clone() for weight in weights]
+        gradients = self._of_whole_batch(prepared, [b for b, _ in pieces], weights, epoch)
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.add_(gradient * (self.awp * weight.norm() / (gradient.norm() + 1e-20)))
+        try:
+            yield prepared
+        finally:
+            with torch.no_grad():
+                for weight, was in zip(weights, before, strict=True):
+                    weight.copy_(was)
+
+    def _of_whole_batch(
+        self, prepared: Sequence[Prepared], batches: Sequence[Batch], weights: list[nn.Parameter], epoch: int
+    ) -> list[Tensor]:
+        """The loss's gradient over the global batch; BatchNorm does not count these passes."""
+        raw = replace(self._step, forward=self.student)
+        buffers = [b.clone() for b in self.student.buffers()]
+        total: list[Tensor] = []
+        for known, batch in zip(prepared, batches, strict=True):
+            loss = raw.finish(known, batch.labels, epoch=epoch, balance=self.balance).loss
+            found = torch.autograd.grad(loss.per_image.sum(), weights, allow_unused=True)
+            total = total or [torch.zeros_like(w) for w in weights]
+            total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
+        for buffer, was in zip(self.student.buffers(), buffers, strict=True):
+            buffer.copy_(was)
+        return [self.accelerator.reduce(gradient, "sum") for gradient in total]
 
     def _seed_layers(self, epoch: int, step: int) -> None:
         """Dropout and the like draw from here: a function of where we are, as everything random is."""
         torch.manual_seed(stream_seed(self.seed, "layers", epoch, step, self.accelerator.process_index))
 
     def _backward(
-        self, batch: Batch, noise: Images | None, epoch: int
+        self, batch: Batch, noise: Images | None, epoch: int, step: int, prepared: Prepared | None
     ) -> tuple[dict[str, PerImage], Mapping[str, PerImage]]:
         """Run a part of a step up to its gradients; returns its figures and its loss by terms."""
-        result = self._step(batch.images, batch.labels, epoch=epoch, noise=noise)
+        if prepared is None:
+            result = self._step(batch.images, batch.labels, epoch=epoch, noise=noise, balance=self.balance)
+        else:
+            result = self._step.finish(prepared, batch.labels, epoch=epoch, balance=self.balance)
         # the mean over the global batch, whatever share of it lies here; the wrapper averages over processes
         share = result.loss.per_image.sum() * (self.accelerator.num_processes / batch.total)
         self.accelerator.backward(share)
-        found = figures(result.outputs, batch.labels, result.loss)
+        outputs = self._observed(result, batch.images, step)
+        found = figures(outputs, batch.labels, result.loss, trust_of=self.objective.trust_of)
         stuck = getattr(self.attack, "stuck", None)
         if stuck is not None:
             found[UNDERFLOW] = 100.0 * stuck
         return found, {name: values.detach() for name, values in result.loss.terms.items()}
+
+    def _observed(self, result: StepResult, images: Images, step: int) -> Outputs:
+        """The step's outputs with the teacher's passes that only the figures read, where this step has them."""
+        every = OBSERVED[self.diagnostics]
+        if self.teacher is None or result.adversarial is None or not every or step % every:
+            return result.outputs
+        # a teacher that draws, even in eval mode, must not move what the next part of the batch draws
+        with self._random_state_kept(), self.accelerator.autocast():
+            return with_teacher_passes(result.outputs, self.teacher, images, result.adversarial)
 
     def _noise(self, epoch: int, step: int, total: int, images: Images) -> Images | None:
         """The whole global batch's random start, so that an image's does not depend on who computes it."""
@@ -332,15 +430,18 @@ class Engine:
         """Average BatchNorm's running statistics over the processes, each of which saw its own share of the images."""
         if self.accelerator.num_processes == 1:
             return
-        for buffer in self.student.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(self.accelerator.reduce(buffer.clone(), "mean"))
+        for buffer in self._own_buffers().values():
+            buffer.copy_(self.accelerator.reduce(buffer.clone(), "mean"))
 
     def _record(self) -> dict[str, Any]:
         losses = sorted(name for name in self.sums.sums if name.startswith("loss/"))
         names = [*losses, *FIGURES, *({UNDERFLOW} & self.sums.sums.keys())]
         total = self.accelerator.reduce(self.sums.stacked(names), "sum")
-        return dict(self.sums.reduced(names, total))
+        record: dict[str, Any] = self.sums.reduced(names, total)
+        counts = self.accelerator.reduce(self.sums.histogram(), "sum").tolist()
+        record[HISTOGRAM] = [int(count) for count in counts] if any(counts) else None
+        record["introspection/share"] = introspection_share(record, self.objective.introspection)
+        return record
 
     def _bar(self, epoch: int, first_step: int) -> "tqdm[Any]":
         return tqdm(
@@ -365,6 +466,10 @@ class Engine:
             "student": self.student.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer),
         }
+        if self.average is not None:
+            tensors["average"] = self.average.network.state_dict()
+        if self.balance is not None:
+            tensors["balance"] = {"state": self.balance}
         if within_epoch and self.accelerator.num_processes > 1:
             tensors["buffers"] = self._of_all_processes(self._own_buffers())
         if within_epoch:
@@ -396,6 +501,10 @@ class Engine:
         if bad:
             raise ValueError(f"the checkpoint's weights are not finite ({', '.join(bad[:3])} …)")
         self.student.load_state_dict(tensors["student"])
+        if self.average is not None:  # one that was asked for only now begins with the student
+            self.average.network.load_state_dict(tensors.get("average", tensors["student"]))
+        if self.balance is not None and "balance" in tensors:
+            self.balance = tensors["balance"]["state"].to(self.device)
         restore_optimizer(self.optimizer, tensors["optimizer"], numbers["optimizer"])
         if self.accelerator.scaler is not None and numbers["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(dict(numbers["scaler"]))
@@ -404,6 +513,8 @@ class Engine:
         same = saved == self.accelerator.num_processes
         buffers = tensors.get("buffers", {})
         for name, buffer in self._own_buffers().items() if buffers else ():
+            if f"0/{name}" not in buffers:
+                continue
             held = [buffers[f"{k}/{name}"] for k in range(saved)]
             buffer.copy_(held[rank] if same else torch.stack(held).mean(dim=0))
         self.sums = Sums(self.device)
@@ -423,7 +534,10 @@ class Engine:
                 self.source.batch(*divmod(place, len(self.source)))
 
     def _own_buffers(self) -> dict[str, Tensor]:
-        return {name: b for name, b in self.student.named_buffers() if b.is_floating_point()}
+        buffers = dict(self.student.named_buffers())
+        if self.average is not None:
+            buffers |= {f"average.{name}": b for name, b in self.average.network.named_buffers()}
+        return {name: b for name, b in buffers.items() if b.is_floating_point()}
 
     def _of_all_processes(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each process's tensors as `rank/name`; all processes have the same names and shapes."""

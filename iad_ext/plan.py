@@ -7,6 +7,7 @@ from pathlib import Path
 
 from iad_ext import objectives
 from iad_ext import settings as settings_
+from iad_ext.attacks import READ_BY_ATTACK, THROUGH_TEACHER
 from iad_ext.backbones import create_network
 from iad_ext.data import Splits, load_splits, locate
 from iad_ext.evaluation import ATTACKS
@@ -38,8 +39,13 @@ class Plan:
         """Check the settings and resolve them."""
         settings_.check(settings)
         objective = objectives.build(
-            settings.objective.name, **settings_.objective_arguments(settings.objective)
+            settings.objective.name,
+            **settings_.objective_arguments(settings.objective, epochs=settings.train.epochs),
         )
+        if objective.average_decay is not None and settings.average.name == "swa":
+            raise ValueError(
+                f"{objective.name} is taught by a moving average, which swa is not; take --average.name ema or none"
+            )
         names = tuple(name.strip() for name in settings.eval.attacks.split(",") if name.strip())
         for name in names:
             if name not in ATTACKS:
@@ -70,23 +76,41 @@ class Plan:
 
     def passes(self) -> frozenset[str]:
         """Every pass that some epoch reads."""
-        return self.objective.passes(self.settings.train.epochs)
+        passes = self.objective.passes(self.settings.train.epochs)
+        return passes | self._attack_passes() if passes & ADVERSARIAL_PASSES else passes
+
+    def _attack_passes(self) -> frozenset[str]:
+        """The passes that the attack reads, or goes through."""
+        name = self.settings.attack.name
+        through = frozenset({"teacher_adv"} if name in THROUGH_TEACHER else ())
+        return READ_BY_ATTACK.get(name, frozenset()) | through
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch."""
         train = self.settings.train
+        rising = min(1.0, (epoch + 1) / train.rate_warmup) if train.rate_warmup else 1.0
+        if train.rates == "cosine":
+            return rising * train.lr * (1 + math.cos(math.pi * epoch / train.epochs)) / 2
+        if train.rates == "cyclic":  # in an epoch's middle, so that none trains at 0
+            passed = (epoch + 0.5) / train.epochs
+            return rising * train.lr * min(passed / 0.4, (1 - passed) / 0.6)
         fallen = sum(drop <= epoch for drop in train.drops)
         if train.schedule == "released":  # each drop there rescales the initial rate: the second one is lost
             fallen = min(fallen, 1)
-        return train.lr * train.drop_factor**fallen
+        return rising * train.lr * train.drop_factor**fallen
 
     def forward_passes(self, epoch: int) -> tuple[int, str]:
         """The step's cost in forward passes of one image (a backward is two), and where it goes."""
         needed = self.objective.needs(epoch)
         steps = self.settings.attack.steps if needed & ADVERSARIAL_PASSES else 0
-        attack = 2 * steps + (1 if steps and self.settings.attack.name == "trades" else 0)
+        attack_name = self.settings.attack.name
+        networks = 2 if attack_name in THROUGH_TEACHER else 1
+        attack = 2 * steps * networks + (1 if steps and attack_name == "trades" else 0)
         update = 3 * sum(name.startswith("student") for name in needed)
-        teachers = sum("teacher" in name for name in needed)
+        if self.settings.train.awp and epoch >= self.settings.train.awp_start:
+            update *= 2
+        read = READ_BY_ATTACK.get(attack_name, frozenset()) if steps else frozenset()
+        teachers = sum(not name.startswith("student") for name in needed | read)
         total = attack + update + teachers
         return total, f"{total} F = attack {attack} + student {update} + teachers {teachers}"
 

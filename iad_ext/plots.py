@@ -1,16 +1,28 @@
-"""Figures from results, readable in print and by colour-blind readers. The only home of matplotlib."""
+"""Figures from results, readable in print and by colour-blind readers. The only home of matplotlib.
 
-from collections.abc import Mapping, Sequence
+`FIGURES` are drawn from run folders alone, in the form of the paper's.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from iad_ext import files
+from iad_ext.checkpoint import read_lines
+from iad_ext.diagnostics import HISTOGRAM, TRUST_EDGES
 from iad_ext.evaluation import images
+from iad_ext.names import unknown
 from iad_ext.units import parse_fraction
 
 # Okabe & Ito's palette, and a marker each, so that a figure survives a black-and-white printer
@@ -102,6 +114,369 @@ def _examples(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _picture(image: Tensor) -> Any:
     return image.detach().cpu().permute(1, 2, 0).numpy()
+
+
+# ---------------------------------------------------------------------------------------------- figures of runs
+
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+MARKS = (
+    (BLACK, "o", "-"),
+    (VERMILION, "s", "--"),
+    (BLUE, "^", "-."),
+    (GREEN, "D", ":"),
+    (PURPLE, "v", "-"),
+    (ORANGE, "P", "--"),
+    (SKY, "X", "-."),
+)
+BETAS = (0.01, 0.1, 0.5, 1.0)  # those of the paper's Figure 4 that can be told apart in one picture
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "iad-ext",  # the same run gives the same file
+}
+
+
+class NothingToDrawError(ValueError):
+    """The runs have no such figures: they ran no such passes, or not enough epochs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says, as far as figures need it.
+
+    Attributes:
+        label: what it is called beside others.
+        records: the lines of `metrics.jsonl`, one an epoch.
+        settings: `settings.yaml`, as nested dictionaries.
+        results: `results.json`; empty where the run is not measured yet.
+    """
+
+    label: str
+    records: Sequence[Mapping[str, Any]]
+    settings: Mapping[str, Any]
+    results: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: str | Path, label: str | None = None) -> "Run":
+        """Read a run folder.
+
+        Raises:
+            ValueError: it is none, or one of its files is damaged.
+        """
+        folder = Path(folder)
+        if not (folder / "settings.yaml").is_file():
+            raise ValueError(f"{folder} is no run folder: it has no settings.yaml")
+        settings = files.parse_yaml((folder / "settings.yaml").read_text(encoding="utf-8"))
+        results = files.read_json(folder / "results.json") if (folder / "results.json").is_file() else {}
+        if not isinstance(settings, dict) or not isinstance(results, dict):
+            raise ValueError(f"{folder}: settings.yaml and results.json must hold mappings")
+        records = read_lines(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+        return cls(label or f"{folder.parent.name}/{folder.name}", records, settings, results)
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Epochs, counted from 1, and values of a figure, where it is known."""
+        known = [(int(r["epoch"]) + 1, float(r[name])) for r in self.records if _is_number(r.get(name))]
+        return [epoch for epoch, _ in known], [value for _, value in known]
+
+    def objective(self, name: str) -> Any:
+        """A setting of the objective, None where it is not set."""
+        held = self.settings.get("objective", {})
+        return held.get(name) if isinstance(held, Mapping) else None
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def draw(name: str, runs: Sequence[str | Path | Run], path: str | Path) -> None:
+    """Draw one of `FIGURES` from run folders alone.
+
+    Args:
+        name: such as `figure1a`.
+        runs: run folders; all but `figure3c` take one.
+        path: where to write; the suffix says the format. A `.png` and an `.svg` are the usual two.
+
+    Raises:
+        ValueError: there is no such figure, or a folder is no run.
+        NothingToDrawError: the runs have no such numbers.
+    """
+    with mpl.rc_context(STYLE):
+        _figure(name, runs).savefig(path, dpi=200, **_undated(Path(path).suffix))
+
+
+def svg(name: str, runs: Sequence[str | Path | Run]) -> str:
+    """One of `FIGURES` as an SVG element, for a page whose colours it takes: no background, black left to `fill`.
+
+    The other colours are the custom properties `--fig-000000`, `--fig-0072B2` and so on where the page sets them.
+    """
+    held = io.StringIO()
+    with mpl.rc_context(STYLE):
+        _figure(name, runs).savefig(held, format="svg", transparent=True, metadata={"Date": None})
+    text = held.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # several figures share a page: what they refer to by name must not meet
+    text = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+    return re.sub(r"#([0-9a-fA-F]{6})\b", lambda found: f"var(--fig-{found[1].upper()}, #{found[1]})", text)
+
+
+def _undated(suffix: str) -> dict[str, Any]:
+    return {"metadata": {"Date": None}} if suffix == ".svg" else {}
+
+
+def _figure(name: str, runs: Sequence[str | Path | Run]) -> Figure:
+    if name not in FIGURES:
+        raise ValueError(unknown("figure", name, FIGURES))
+    read = [run if isinstance(run, Run) else Run.read(run) for run in runs]
+    if not read:
+        raise ValueError(f"{name}: expected a run folder, got none")
+    figure = Figure(figsize=(3.8, 2.8), layout="constrained")
+    FIGURES[name](figure.subplots(), read)
+    return figure
+
+
+def _only(runs: Sequence[Run]) -> Run:
+    if len(runs) != 1:
+        raise ValueError(f"this figure is of one run, got {len(runs)}")
+    return runs[0]
+
+
+def _curves(axes: Axes, run: Run, names: Mapping[str, str]) -> None:
+    """Draw figures of a run by epoch; a curve has a marker at some of its points, to be told without colour."""
+    drawn = 0
+    for (name, label), (colour, marker, line) in zip(names.items(), MARKS, strict=False):
+        epochs, values = run.series(name)
+        if epochs:
+            every = max(1, len(epochs) // 8)
+            axes.plot(
+                epochs, values, line, color=colour, marker=marker, markevery=(drawn, every), label=label
+            )
+            drawn += 1
+    if not drawn:
+        raise NothingToDrawError(f"{run.label} has no {', '.join(names)}")
+    _by_epoch(axes, run)
+
+
+def _by_epoch(axes: Axes, run: Run) -> None:
+    """Epochs below, a line where warm-up ends, the legend above."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    warmup, epochs = run.objective("warmup_epochs"), len(run.records)
+    if _is_number(warmup) and 0 < warmup < epochs:
+        axes.margins(y=0.14)  # room for the word
+        axes.axvline(warmup + 0.5, color="#888888", linewidth=1, linestyle=(0, (1, 2)))
+        axes.annotate(
+            "warm-up ends",
+            (warmup + 0.5, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, -3),
+            textcoords="offset points",
+            va="top",
+            fontsize=7,
+            color="#777777",
+        )
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handlelength=2.4)
+
+
+def teacher_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
+    """Figure 1a: the teacher's accuracy on natural training images and on the student's adversarial ones."""
+    names = {
+        "teacher/acc_nat": "teacher on x",
+        "teacher/acc_on_student_adv": "teacher on the student's x̃",
+    }
+    _curves(axes, _only(runs), names)
+    axes.set_ylabel("training accuracy, %")
+
+
+def three_cases(axes: Axes, runs: Sequence[Run]) -> None:
+    """Figure 2b: the three cases by epoch, and the fourth, which should be nearly empty."""
+    names = {
+        "cases/reliable": "reliable: both right",
+        "cases/unreliable": "unreliable: x̃ wrong",
+        "cases/wrong": "wrong: both wrong",
+        "cases/recovered": "only x wrong",
+    }
+    _curves(axes, _only(runs), names)
+    axes.set_ylabel("training images, %")
+    axes.set_ylim(bottom=0)
+
+
+def training_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
+    """Figure 3: PGD-10 training accuracy of the student, the teacher, and the two combined by α."""
+    names = {
+        "train/acc_adv": "student on x̃",
+        "teacher/acc_on_student_adv": "teacher on x̃",
+        "combined/acc_on_student_adv": "α T(x̃) + (1 − α) S(x)*",
+    }
+    run = _only(runs)
+    _curves(axes, run, names)
+    axes.set_ylabel("PGD-10 training accuracy, %")
+    if run.series("combined/acc_on_student_adv")[0]:
+        axes.set_xlabel("epoch    (* uses the true label, through α)")
+
+
+def trust_by_beta(axes: Axes, runs: Sequence[Run]) -> None:
+    """Figure 4: how α = P_T(x̃|y)^β is distributed in the last epoch, by β."""
+    run = _only(runs)
+    held = [record for record in run.records if isinstance(record.get(HISTOGRAM), list)]
+    if not held:
+        raise NothingToDrawError(f"{run.label} has no {HISTOGRAM}")
+    counts, edges = np.array(held[-1][HISTOGRAM], dtype=float), np.array(TRUST_EDGES)
+    if counts.shape != (len(edges) - 1,) or not counts.sum() > 0:
+        raise NothingToDrawError(
+            f"{run.label}: {HISTOGRAM} has {counts.shape} bins, expected {len(edges) - 1}"
+        )
+    # the share of images with at least so much trust: no choice of bins in it, and one line a β
+    above = 100 * np.append(counts[::-1].cumsum()[::-1], 0) / counts.sum()
+    own = run.objective("beta")
+    betas = sorted({*BETAS, *([float(own)] if _is_number(own) else [])})
+    for beta, (colour, marker, line) in zip(betas, MARKS, strict=False):
+        places = edges**beta if beta else np.ones_like(edges)
+        label = f"β = {beta:g}" + (", this run's" if beta == own else "")
+        axes.plot(places, above, line, color=colour, marker=marker, markevery=(1, 6), label=label)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel(f"α, epoch {int(held[-1]['epoch']) + 1}")
+    axes.set_ylabel("images with at least this α, %")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handlelength=2.4)
+
+
+def trust_histogram(axes: Axes, runs: Sequence[Run]) -> None:
+    """The histogram of α at the run's own β (0.1 where it has none), first and last epoch that has one."""
+    run = _only(runs)
+    held = [record for record in run.records if isinstance(record.get(HISTOGRAM), list)]
+    if not held:
+        raise NothingToDrawError(f"{run.label} has no {HISTOGRAM}")
+    own = run.objective("beta")
+    beta = float(own) if _is_number(own) and own else 0.1
+    widths, edges = np.linspace(0, 1, 21), np.array(TRUST_EDGES) ** beta
+    for record, (colour, hatch) in zip(
+        held[:: max(1, len(held) - 1)], ((SKY, ""), (VERMILION, "///")), strict=False
+    ):
+        counts = np.array(record[HISTOGRAM], dtype=float)
+        if counts.shape != (len(edges) - 1,) or not counts.sum() > 0:
+            raise NothingToDrawError(f"{run.label}: {HISTOGRAM} has {counts.shape} bins")
+        shares = rebinned(counts, edges, widths)
+        axes.stairs(
+            100 * shares / counts.sum(),
+            widths,
+            color=colour,
+            fill=not hatch,
+            hatch=hatch,
+            alpha=None if hatch else 0.55,
+            label=f"epoch {int(record['epoch']) + 1}",
+        )
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(f"α = P_T(x̃|y)^β, β = {beta:g}")
+    axes.set_ylabel("training images, %")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1)
+
+
+def rebinned(counts: Any, edges: Any, onto: Any) -> Any:
+    """Counts between `edges` as counts between the edges `onto`; spread evenly within a bin where they do not meet."""
+    below = np.concatenate([[0.0], np.cumsum(counts)])
+    return np.diff(np.interp(onto, edges, below))
+
+
+def losses(axes: Axes, runs: Sequence[Run]) -> None:
+    """The loss and its weighted terms by epoch."""
+    run = _only(runs)
+    terms = sorted({name for record in run.records for name in record if name.startswith("loss/")})
+    order = ["loss/total", *(name for name in terms if name != "loss/total")]
+    _curves(axes, run, {name: name.removeprefix("loss/").replace("_", " ") for name in order})
+    axes.set_ylabel("loss, nats")
+
+
+def learning(axes: Axes, runs: Sequence[Run]) -> None:
+    """The student's accuracy by epoch: under the training attack, and on the images that select the checkpoint."""
+    names = {
+        "train/acc_adv": "training, PGD",
+        "eval/natural": "validation, natural",
+        "eval/pgd10": "validation, PGD-10",
+    }
+    run = _only(runs)
+    _curves(axes, run, names)
+    axes.set_ylabel("student's accuracy, %")
+    epochs = run.results.get("epochs")
+    best = epochs.get("best") if isinstance(epochs, Mapping) else None
+    if _is_number(best):
+        axes.axvline(best + 1, color="#888888", linewidth=1)
+        axes.annotate(
+            "best",
+            (best + 1, 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(-3, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7,
+            color="#777777",
+        )
+
+
+def robust_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
+    """Figure 3's last part: PGD-10 accuracy by epoch of several runs, such as with introspection and without."""
+    for run, (colour, marker, line) in zip(runs, MARKS * (len(runs) // len(MARKS) + 1), strict=False):
+        epochs, values = run.series("eval/pgd10")
+        if epochs:
+            every = max(1, len(epochs) // 8)
+            axes.plot(epochs, values, line, color=colour, marker=marker, markevery=every, label=run.label)
+    if not axes.lines:
+        raise NothingToDrawError("no run has eval/pgd10")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("validation PGD-10 accuracy, %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handlelength=2.4)
+
+
+def accuracy_by_radius(axes: Axes, runs: Sequence[Run]) -> None:
+    """Robust accuracy by radius, of the best checkpoint and the last: a sound network's falls to about zero."""
+    results = _only(runs).results
+    for which, (colour, marker, line) in zip(("best", "last"), MARKS, strict=False):
+        measured = results.get(which)
+        curve = measured.get("curve") if isinstance(measured, Mapping) else None
+        if isinstance(curve, Mapping) and curve:
+            points = sorted((255 * parse_fraction(str(radius)), value) for radius, value in curve.items())
+            axes.plot(*zip(*points, strict=True), line, color=colour, marker=marker, label=which)
+    if not axes.lines:
+        raise NothingToDrawError(f"{runs[0].label} was not measured by radius")
+    axes.set_ylim(0, 100)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("L∞ radius, 1/255")
+    axes.set_ylabel("accuracy under PGD-20, %")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handlelength=2.4)
+
+
+FIGURES: Mapping[str, Callable[[Axes, Sequence[Run]], None]] = {
+    "figure1a": teacher_accuracy,
+    "figure2b": three_cases,
+    "figure3": training_accuracy,
+    "figure3c": robust_accuracy,
+    "figure4": trust_by_beta,
+    "trust": trust_histogram,
+    "learning": learning,
+    "losses": losses,
+    "radius": accuracy_by_radius,
+}
 
 
 def epsilon_curve(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:

@@ -26,6 +26,15 @@ def predicts(logits: Logits, labels: Labels) -> Flags:
     return logits.argmax(dim=1) == labels
 
 
+def margin_trust(teacher_adv: Logits, labels: Labels) -> PerImage:
+    """ADR's clip as trust: clip(1 − (max_k P_T(x̃ | k) − P_T(x̃ | y)), 0, 1), which is 1 where the teacher is right.
+
+    Source: Wu et al. (2024), the interpolation factor of their rectified labels, with λ = 1.
+    """
+    p = teacher_adv.detach().softmax(dim=1)
+    return (1 - (p.amax(dim=1) - p.gather(1, labels[:, None])[:, 0])).clamp(0, 1)
+
+
 def three_cases(teacher_nat: Logits, teacher_adv: Logits, labels: Labels) -> dict[str, Flags]:
     """Which case of Section 3.2 each image is in; exactly one is true for each.
 

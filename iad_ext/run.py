@@ -3,13 +3,14 @@
 This is the only place that reads `Settings`; everything below takes plain arguments.
 """
 
+import copy
 import dataclasses
 import functools
 import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -18,14 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from iad_ext import attacks, checkpoint, files, precision, processes, provenance
+from iad_ext import attacks, checkpoint, compiling, files, precision, processes, provenance
 from iad_ext import settings as settings_
 from iad_ext.assets import Assets, UsageError
+from iad_ext.augment import AUGMENTATIONS
+from iad_ext.averaging import WeightAverage, reestimate_batchnorm
 from iad_ext.backbones import create_network, load_network, save_network, saved_metadata
-from iad_ext.batches import Batches, share
+from iad_ext.batches import Batches, batches_in_order, share
 from iad_ext.checkpoint import Checkpoint, CheckpointError
+from iad_ext.compiling import Compilation
 from iad_ext.data import ImageSet
-from iad_ext.evaluation import accuracy_under, evaluate, format_table, interval, with_autoattack
+from iad_ext.evaluation import accuracy_under, evaluate, format_table, gallery, interval, with_autoattack
 from iad_ext.loop import Engine, TrainingStopped, accelerator_for
 from iad_ext.memory import OutOfMemory, explained
 from iad_ext.objectives import ADVERSARIAL_PASSES
@@ -46,7 +50,9 @@ FREE_ON_RESUME = (
     "dry_run",
     "data.path",
     "precision",
+    "compile",
     "require_revision",
+    "diagnostics",
     "log_with",
 )
 FREE_GROUPS = (
@@ -82,7 +88,7 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
     memory (the last checkpoint is whole), 4 the run folder cannot be written, 5 stopped by SIGTERM, SIGUSR1 or SIGINT
     (all is saved), 130 forced by a second SIGINT.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _show_warnings()
     try:
         settings = settings_.from_command_line(recipe, args)
     except ValueError as error:
@@ -102,6 +108,13 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail(130, "forced to stop; the last checkpoint is whole, the same command goes on from it")
     processes.leave()
+
+
+def _show_warnings() -> None:
+    handler = logging.StreamHandler()
+    # the hub's clients print their own already
+    handler.addFilter(lambda record: record.name.partition(".")[0] not in ("huggingface_hub", "datasets"))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[handler])
 
 
 def _fail(code: int, error: object) -> NoReturn:
@@ -195,11 +208,12 @@ class Run:
             return done
         student = self.student
         self.decided = decided = self._precision(student, saved)
+        self.compilation = Compilation("off", "nothing is attacked")
         try:
             self._measure_teacher()
         except Interrupted:
             raise Interrupted(f"{self._who_asked()} before training; the same command starts it") from None
-        engine = self._engine(student, decided)
+        engine = self._engine(student, decided, saved)
         epoch, step = 0, 0
         if saved is not None:
             epoch, step = self._restore(engine, saved, changed)
@@ -242,8 +256,9 @@ class Run:
             if anyone(bool(self.stop)):
                 raise Interrupted
             if (epoch + 1) % self.settings.eval.every == 0 or last:
-                record |= self._validate(engine.student)
-                self._keep_best(engine.student, epoch, record)
+                network = self._measured(engine)
+                record |= self._validate(network)
+                self._keep_best(network, epoch, record)
             else:
                 record |= {"eval/natural": None, "eval/pgd10": None}
         except Interrupted:
@@ -254,7 +269,7 @@ class Run:
             checkpoint.append_line(self.folder / "metrics.jsonl", record)
             self.tracking.send_epochs()
         if last:
-            self._save_network(engine.student, "last", epoch, record)
+            self._save_network(network, "last", epoch, record)
         if (epoch + 1) % every.every_epochs == 0 or last:
             self._save(engine, epoch + 1, 0)
 
@@ -386,7 +401,7 @@ class Run:
         assert decided is not None
         return decided
 
-    def _engine(self, student: nn.Module, decided: Precision) -> Engine:
+    def _engine(self, student: nn.Module, decided: Precision, saved: Checkpoint | None) -> Engine:
         train = self.settings.train
         memory_format = torch.channels_last if decided.channels_last else torch.contiguous_format
         networks = (student, self.assets.teacher, self.assets.natural_teacher)
@@ -400,23 +415,70 @@ class Run:
             self.assets.splits.train.to(self.world.device),
             batch_size=train.batch_size,
             seed=train.seed,
-            padding=train.padding,
+            padding=train.padding if train.augment == "crop" else 0,
             flip=train.flip,
+            augmentation=AUGMENTATIONS.get(train.augment),
+            cutmix=train.cutmix,
+            extra=self.assets.extra,
+            extra_share=self.settings.data.extra_share,
             channels_last=decided.channels_last,
         )
+        accelerator = accelerator_for(decided)
+        attack = self._attack(student, decided)
+        if attack is not None:
+            parts = self.world.num_processes * train.accumulation
+            images = source.batch(0, 0, part=parts - 1, parts=parts).images
+            self.compilation = self._compilation(attack, images, accelerator.autocast, saved)
+            attack = compiling.compiled(attack, self.compilation)
         return Engine(
-            accelerator=accelerator_for(decided),
+            accelerator=accelerator,
             student=student,
             optimizer=optimizer,
             objective=self.plan.objective,
-            attack=self._attack(student, decided),
+            attack=attack,
             source=source,
             seed=train.seed,
             teacher=self.assets.teacher,
             natural_teacher=self.assets.natural_teacher,
             accumulation=train.accumulation,
             non_finite=train.non_finite,
+            diagnostics=self.settings.diagnostics,
+            bn_order=train.bn_order,
+            average=self._average(student),
+            awp=train.awp,
+            awp_start=train.awp_start,
         )
+
+    def _compilation(
+        self, attack: Any, images: Tensor, autocast: compiling.Autocast, saved: Checkpoint | None
+    ) -> Compilation:
+        """What was asked for, else what the run began with, else what a trial finds; the main process decides."""
+        asked, before = self.settings.compile, (saved.state.get("compile") if saved is not None else None)
+        wanted, reason = asked, "asked for by --compile"
+        if asked == "auto" and before is not None:
+            wanted = before["kind"]
+            reason = before["reason"] if wanted == "off" else "as the run was begun"
+        classes = self.assets.splits.num_classes
+        found = compiling.decide(wanted, attack, images, classes=classes, autocast=autocast, reason=reason)
+        return from_main(found)
+
+    def _average(self, student: nn.Module) -> WeightAverage | None:
+        asked = self.settings.average
+        if asked.name == "none":
+            return None
+        return WeightAverage(student, kind=asked.name, decay=asked.decay, start=asked.start)
+
+    def _measured(self, engine: Engine) -> nn.Module:
+        """What is validated and kept: the student, or its average with BatchNorm's statistics as asked for."""
+        asked = self.settings.average
+        if asked.name == "none" or engine.average is None:
+            return engine.student
+        network = copy.deepcopy(engine.average.network)
+        if asked.batchnorm == "reestimate":
+            train = self.assets.splits.train.to(self.world.device)
+            size = self.settings.train.batch_size
+            reestimate_batchnorm(network, (images for images, _ in batches_in_order(train, size)))
+        return network
 
     def _attack(self, student: nn.Module, decided: Precision) -> Any:
         if not self.plan.passes() & ADVERSARIAL_PASSES:
@@ -425,6 +487,7 @@ class Run:
         return attacks.build(
             attack.name,
             student,
+            teacher=self.assets.teacher,
             eps=attack.eps,
             alpha=attack.step,
             steps=attack.steps,
@@ -563,6 +626,9 @@ class Run:
         """What must be the same beside the settings: the arithmetic, the images and the teachers themselves."""
         began, asked = saved.state["precision"]["kind"], self.settings.precision
         changed: list[Change] = [("precision", began, asked)] if asked not in ("auto", began) else []
+        way, asked_way = saved.state.get("compile", {}).get("kind"), self.settings.compile
+        if way is not None and asked_way not in ("auto", way):
+            changed.append(("compile", way, asked_way))
         now = {"data": self.assets.splits.provenance["digest"], "teachers": dict(self.assets.digests)}
         return changed + [
             (name, saved.state[name], now[name]) for name in now if saved.state[name] != now[name]
@@ -581,6 +647,7 @@ class Run:
         files.write_text(self.folder / "settings.yaml", settings_.to_yaml(self.settings))
         environment = provenance.environment() | {
             "precision": dataclasses.asdict(self.decided),
+            "compile": dataclasses.asdict(self.compilation),
             "processes": self.world.num_processes,
             "data": dict(self.assets.splits.provenance),
             "teachers": self.teacher_accuracy,
@@ -613,6 +680,7 @@ class Run:
         state = {
             "engine": numbers,
             "precision": dataclasses.asdict(self.decided),
+            "compile": dataclasses.asdict(self.compilation),
             "data": self.assets.splits.provenance["digest"],
             "teachers": dict(self.assets.digests),
             "best": self.best,
@@ -665,6 +733,8 @@ class Run:
             f"{len(self.validation)} {self._validated_on()}, {len(splits.test)} test images"
         )
         say(f"step             {plan.forward_passes(0)[1]} at epoch 0")
+        if plan.passes() & ADVERSARIAL_PASSES:
+            say(f"attack           compile {self.compilation.kind} ({self.compilation.reason})")
         say(f"folder           {self.folder}")
         self._say_idle_cores()
 
@@ -708,6 +778,8 @@ class Run:
             "teacher": self.teacher_accuracy.get("teacher", {}),
             "natural_teacher": self.teacher_accuracy.get("natural_teacher", {}),
             "precision": dataclasses.asdict(self.decided),
+            "compile": dataclasses.asdict(self.compilation),
+            "bn_order": self.settings.train.bn_order,
             "data": dict(self.assets.splits.provenance),
             "changed": self.accepted,
         }
@@ -724,6 +796,8 @@ class Run:
             flags |= {f"{which}/{attack}": robust for attack, robust in measured[which]["robust"].items()}
             results[which] = {key: value for key, value in measured[which].items() if key != "robust"}
             results["selected_on"] = self._validated_on()
+        if self._measures_pgd20(wanted):
+            self._keep_gallery(wanted[0])
         files.write_json(self.folder / "results.json", results)
         if flags:
             held = save({name: flag.to(torch.uint8) for name, flag in flags.items()})
@@ -732,7 +806,40 @@ class Run:
         self._note("measured", files=files_)
         self.tracking.send_results(results)
         self._show(measured, results["epochs"])
+        self._write_report()
         return results
+
+    def _measures_pgd20(self, wanted: Sequence[str]) -> bool:
+        return bool(wanted) and gallery.ATTACK in self.plan.attacks
+
+    def _keep_gallery(self, which: str) -> None:
+        """Keep the worst and the most distrusted of the first test images; a run never fails by it."""
+        asked, classes = self.settings.eval, self.assets.splits.classes
+        test = self.assets.splits.test.take(slice(0, min(gallery.IMAGES, asked.limit or gallery.IMAGES)))
+        try:
+            kept = gallery.pick(
+                load_network(self.folder / which).to(self.world.device),
+                test.images,
+                test.labels,
+                teacher=self.assets.teacher,
+                eps=asked.eps,
+                seed=asked.seed,
+                batch_size=asked.batch_size,
+                after_batch=self._break_off,
+            )
+            content = gallery.as_file(kept, eps=asked.eps, n=len(test), which=which, classes=classes)
+            files.write_whole(self.folder / "gallery.safetensors", content)
+        except (ValueError, TypeError, RuntimeError, OSError) as error:
+            log.warning("no gallery of images: %s", error)
+
+    def _write_report(self) -> None:
+        """Make report.html from the folder; a report that cannot be made is a warning."""
+        try:
+            from iad_ext import report  # brings matplotlib, which training does without
+
+            say(f"report           {report.write(self.folder)}")
+        except Exception as error:  # the run is done, and worth more than its report
+            log.warning("no report (%s: %s); iad-ext report %s", type(error).__name__, error, self.folder)
 
     def _measured_already(self, saved: Checkpoint | None) -> dict[str, Any] | None:
         """The results of a run that is finished and measured as asked; None where there is something to do."""
@@ -770,29 +877,55 @@ class Run:
 
     def _evaluate(self, which: str) -> dict[str, Any]:
         """All attacks on the test images; AutoAttack on fewer of them where asked."""
-        network = load_network(self.folder / which).to(self.world.device)
-        asked, test = self.settings.eval, self.assets.splits.test
-        everything = test.take(slice(0, asked.limit)) if asked.limit else test
-        few = everything.take(slice(0, asked.aa_limit)) if asked.aa_limit else everything
-        measure = functools.partial(
-            evaluate,
-            network,
-            eps=asked.eps,
-            seed=asked.seed,
-            batch_size=asked.batch_size,
-            fast=asked.fast,
-            state_folder=self.folder / "evaluation",
+        return measure(
+            load_network(self.folder / which).to(self.world.device),
+            self.assets.splits.test,
+            self.settings,
+            folder=self.folder,
             after_batch=self._break_off,
         )
-        curve = asked.curve_limit if set(self.plan.attacks) != {"natural"} else 0
-        if len(few) == len(everything) or "aa" not in self.plan.attacks:
-            return measure(everything.images, everything.labels, attacks=self.plan.attacks, curve=curve)
-        others = tuple(name for name in self.plan.attacks if name != "aa")
-        result = measure(few.images, few.labels, attacks=("aa",), curve=0 if others else curve)
-        if others:
-            of_others = measure(everything.images, everything.labels, attacks=others, curve=curve)
-            result = with_autoattack(of_others, result)
-        return result
+
+
+def measure(
+    network: nn.Module,
+    test: ImageSet,
+    settings: Settings,
+    *,
+    folder: Path,
+    after_batch: Callable[[], object] | None = None,
+) -> dict[str, Any]:
+    """Measure a network as its run's settings ask: all attacks, AutoAttack on fewer images where asked.
+
+    Args:
+        network: on the device to measure on.
+        test: the images, of which the settings may take the first few.
+        settings: of the run; its `eval` says what and how.
+        folder: the run folder, which keeps what is measured so far.
+        after_batch: see `iad_ext.evaluate`.
+    """
+    asked = settings.eval
+    attacks = tuple(name.strip() for name in asked.attacks.split(",") if name.strip())
+    everything = test.take(slice(0, asked.limit)) if asked.limit else test
+    few = everything.take(slice(0, asked.aa_limit)) if asked.aa_limit else everything
+    measured = functools.partial(
+        evaluate,
+        network,
+        eps=asked.eps,
+        seed=asked.seed,
+        batch_size=asked.batch_size,
+        fast=asked.fast,
+        state_folder=folder / "evaluation",
+        after_batch=after_batch,
+    )
+    curve = asked.curve_limit if set(attacks) != {"natural"} else 0
+    if len(few) == len(everything) or "aa" not in attacks:
+        return measured(everything.images, everything.labels, attacks=attacks, curve=curve)
+    others = tuple(name for name in attacks if name != "aa")
+    result = measured(few.images, few.labels, attacks=("aa",), curve=0 if others else curve)
+    if others:
+        of_others = measured(everything.images, everything.labels, attacks=others, curve=curve)
+        result = with_autoattack(of_others, result)
+    return result
 
 
 def _changed(before: Settings, now: Settings) -> list[Change]:

@@ -18,12 +18,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import tyro
 import yaml
 
+from iad_ext.attacks import TRAINING_ATTACKS
 from iad_ext.files import parse_yaml
 from iad_ext.names import unknown
-from iad_ext.objectives import ROWS
+from iad_ext.objectives import ROWS, takes
 from iad_ext.units import Pixels, parse_fraction
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Compile = Literal["auto", "off", "step", "graphs"]
 Schedule = Literal["paper", "released", "gairat", "sec5_1"]
 
 
@@ -45,6 +47,10 @@ class DataSettings:
     """What selects the best checkpoint: held-out training images, or the test set as in the paper (Section 5)."""
     holdout: int = 1000
     """Images held out of the training set, at most a tenth of it."""
+    extra: str | None = None
+    """More images to train on: an .npz file with image and label, a hub id or a folder."""
+    extra_share: float = 0.0
+    """Their share of an epoch's images; generated CIFAR images take 0.7 to 0.8."""
     image_column: str | None = None
     """Column of the images; found by its type when not given."""
     label_column: str | None = None
@@ -91,14 +97,34 @@ class ObjectiveSettings:
     """Stop the gradient through S(x) in the introspection term; off in the paper."""
     weights: str | None = None
     """Replace terms' weights, such as label=1,self=0; 0 drops a term and its passes."""
+    adv_weight: float | None = None
+    """RSLAD's and AdaAD's weight of the term on x̃; the rest is the term's on x."""
+    ramp_epochs: int | None = None
+    """Epochs over which IGDM's weight and ADR's λ and τ grow or fall; all of the run when not given."""
+    introspect: bool = False
+    """Wrap the objective in introspection (Eq. 3); beta, gamma, gate-teacher and warmup-epochs are then known."""
+    trust: Literal["three_cases", "margin", "entropy_correct"] | None = None
+    """Another trust than Eq. 4's: the 0/1 gate of Section 3.2, ADR's clip, or entropy where the teacher is right."""
+    igdm: float | None = None
+    """Add IGDM's matching of input gradients; its weight grows from 0 to this."""
+    label_smoothing: float | None = None
+    """Share of every label that is spread over the classes."""
+    target: Literal["swap"] | None = None
+    """Change what teachers say: swap exchanges the true class and the largest one where they are wrong (DGAD)."""
+    class_temperature: str | None = None
+    """Temperature of the teachers by true class, such as 3:2,5:1.5."""
+    sample_weight: Literal["entropy", "correct", "entropy_correct"] | None = None
+    """Weigh images: by the teacher's entropy on x̃ (SAAD), by whether it is right on x (DGAD), or by both."""
+    options: str | None = None
+    """Further arguments of the objective or of plug-ins, such as balance_rate=0.05,average_decay=0.99."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSettings:
     """How the training images are attacked (Section 5)."""
 
-    name: Literal["pgd", "trades"] = "pgd"
-    """pgd ascends cross-entropy, trades ascends KL from S(x)."""
+    name: Literal[tuple(TRAINING_ATTACKS)] = "pgd"  # type: ignore[valid-type]
+    """pgd and mart ascend cross-entropy, trades KL from S(x), rslad from T(x), adaad from T(x̃) through both."""
     eps: Pixels = 8 / 255
     """L∞ radius in pixels of [0, 1]."""
     step: Pixels = 2 / 255
@@ -135,10 +161,38 @@ class TrainSettings:
     """released: second drop lost; gairat: 120 epochs, drops 60 90 110; sec5_1: 200, drops 100 150, decay 2e-4."""
     non_finite: Literal["stop", "skip"] = "stop"
     """What a loss or gradient that is not finite does: stop the run, or skip the step and count it."""
+    bn_order: Literal["lean", "faithful"] = "lean"
+    """Passes that BatchNorm's running statistics see: those the loss reads, or the released step's, in its order."""
+    rates: Literal["drops", "cosine", "cyclic"] = "drops"
+    """Course of the rate: falls at drops, half a cosine to 0, or linear up to 2/5 of the epochs and down to 0."""
+    rate_warmup: int = 0
+    """Epochs over which the rate rises linearly to its course."""
+    awp: float = 0.0
+    """γ of adversarial weight perturbation (Wu et al. 2020: 0.005); 0 for none. Adds the student's passes once more."""
+    awp_start: int = 0
+    """First epoch with it."""
     padding: int = 4
     """Random crop after padding by this many pixels on each side; 0 for none."""
     flip: bool = True
     """Random horizontal flip."""
+    augment: Literal["crop", "cropshift", "idbh_weak"] = "crop"
+    """Random crop, or in its place CropShift, or CropShift with colours and erasing as in IDBH-weak."""
+    cutmix: float = 0.0
+    """Share of images that get a rectangle of another, of at most half their area; labels stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageSettings:
+    """Average the student's weights; the average is then what is validated, selected, kept and measured."""
+
+    name: Literal["none", "ema", "swa"] = "none"
+    """ema follows every step, swa is the mean over the ends of epochs."""
+    decay: float = 0.995
+    """Share of the ema that stays at each step."""
+    start: int = 0
+    """First epoch that is averaged; scales with the epochs."""
+    batchnorm: Literal["reestimate", "average"] = "reestimate"
+    """BatchNorm's statistics: means over the training images at each validation, or averaged as the weights are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +245,7 @@ class Settings:
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     attack: AttackSettings = field(default_factory=AttackSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    average: AverageSettings = field(default_factory=AverageSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     teacher: str | None = None
@@ -205,6 +260,10 @@ class Settings:
     """Refuse data and teachers of the hub without a full commit; IAD_EXT_REQUIRE_REVISION=1 does so too."""
     precision: Precision = "auto"
     """Arithmetic of the passes; auto takes what a measurement finds fastest here, and says so."""
+    diagnostics: Literal["full", "half", "off"] = "half"
+    """Run the teacher for the figures alone too: on every batch, on every second one, or off."""
+    compile: Compile = "auto"
+    """How the attack runs: off (eager), one compiled step, or CUDA graphs; auto tries graphs on a GPU, and says why."""
     out: Path | None = None
     """Run folder; runs/DATA/RECIPE[-TEACHER]/seedS when not given."""
     resume: str = "auto"
@@ -299,8 +358,11 @@ def scaled(settings: Settings, epochs: int) -> Settings:
         # never at epoch 0: the first rate would not be used at all
         "train.drops": tuple(max(1, round(drop * ratio)) for drop in settings.train.drops),
     }
-    if settings.objective.warmup_epochs is not None:
-        values["objective.warmup_epochs"] = round(settings.objective.warmup_epochs * ratio)
+    for name in ("objective.warmup_epochs", "train.rate_warmup", "train.awp_start", "average.start"):
+        group, _, leaf = name.partition(".")
+        before = getattr(getattr(settings, group), leaf)
+        if before is not None:
+            values[name] = round(before * ratio)
     return override(settings, values)
 
 
@@ -366,11 +428,59 @@ def gamma_of(text: str | None) -> float | str | dict[int, float] | None:
         ) from None
 
 
-def objective_arguments(settings: ObjectiveSettings) -> dict[str, Any]:
-    """The arguments to build the objective with: every knob that is set."""
-    values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "name"}
-    values |= {"gamma": gamma_of(settings.gamma), "weights": weights_of(settings.weights)}
-    return {name: value for name, value in values.items() if value is not None}
+def class_temperature_of(text: str | None) -> dict[int, float] | None:
+    """Read `3:2,5:1.5`."""
+    if text is None:
+        return None
+    try:
+        return {int(k): float(value) for k, value in (part.split(":") for part in text.split(","))}
+    except ValueError:
+        raise ValueError(
+            f"--objective.class-temperature takes CLASS:TEMPERATURE,…, such as 3:2,5:1.5; got {text!r}"
+        ) from None
+
+
+def options_of(text: str | None) -> dict[str, Any]:
+    """Read `balance_rate=0.05,name=word,on=true,pair=0.7:0.95`."""
+    options = {}
+    for part in text.split(",") if text else ():
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"--objective.options takes NAME=VALUE,…, got {part!r}")
+        options[name.strip().replace("-", "_")] = _option_value(value.strip())
+    return options
+
+
+def _option_value(text: str) -> Any:
+    """A number, true or false, a pair of numbers with a colon between them, or a word."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        if ":" in text:
+            return tuple(float(part) for part in text.split(":"))
+        return int(text) if text.lstrip("-").isdigit() else parse_fraction(text)
+    except ValueError:
+        return text
+
+
+def objective_arguments(settings: ObjectiveSettings, *, epochs: int | None = None) -> dict[str, Any]:
+    """The arguments to build the objective with: every knob that is set, and the run's epochs where it ramps."""
+    known = [f.name for f in dataclasses.fields(settings) if f.name not in ("name", "options")]
+    values = {name: getattr(settings, name) for name in known}
+    values |= {
+        "gamma": gamma_of(settings.gamma),
+        "weights": weights_of(settings.weights),
+        "class_temperature": class_temperature_of(settings.class_temperature),
+        "introspect": settings.introspect or None,
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    for name, value in options_of(settings.options).items():
+        if name in given:
+            raise ValueError(f"--objective.options and {option(f'objective.{name}')} both set {name}")
+        given[name] = value
+    if epochs is not None and takes(settings.name, "ramp_epochs", given):
+        given.setdefault("ramp_epochs", epochs)
+    return given
 
 
 # ---------------------------------------------------------------------------------------------- YAML
@@ -453,6 +563,13 @@ def check(settings: Settings) -> None:
         "train.batch_size": 1,
         "train.accumulation": 1,
         "train.padding": 0,
+        "train.rate_warmup": 0,
+        "train.awp": 0,
+        "train.awp_start": 0,
+        "average.decay": 0,
+        "train.cutmix": 0,
+        "data.extra_share": 0,
+        "average.start": 0,
         "train.seed": 0,
         "attack.steps": 1,
         "eval.batch_size": 1,
@@ -482,6 +599,11 @@ def check(settings: Settings) -> None:
     for name in ("train.lr", "train.drop_factor"):
         if not 0 < values[name] < float("inf"):
             raise ValueError(f"{option(name)} must be above 0, got {values[name]}")
+    for name in ("average.decay", "train.cutmix", "data.extra_share"):
+        if values[name] > 1:
+            raise ValueError(f"{option(name)} must be at most 1, got {values[name]:g}")
+    if (settings.data.extra is None) != (settings.data.extra_share == 0):
+        raise ValueError("--data.extra says which images, --data.extra-share how many: give both, or neither")
     which = [name.strip() for name in settings.eval.of.split(",")]
     if not set(which) <= {"best", "last"}:
         raise ValueError(f"--eval.of takes best, last or best,last; got {settings.eval.of!r}")

@@ -3,21 +3,51 @@
 No optimizer, no logging, no waiting for the device.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from iad_ext.objectives import ADVERSARIAL_PASSES, Loss, Objective, Outputs
+from iad_ext import batchnorm
+from iad_ext.objectives import ADVERSARIAL_PASSES, PASSES, Loss, Objective, Outputs
 from iad_ext.teachers import refuse_student, refuse_training
 from iad_ext.types import Images, Labels, Logits
 
-Attack = Callable[
-    [Images, Labels, Images | None], Images
-]  # (images, labels, starting noise) -> adversarial images
+# (images, labels, starting noise, logits of each pass that its `reads` names) -> adversarial images
+Attack = Callable[..., Images]
 Network = Callable[[Images], Logits]
+BnOrder: TypeAlias = Literal["lean", "faithful"]
+
+_LEAN = ("student_adv", "student_nat", "student_mirror")
+# The student's passes of the authors' released step in their order, by objective and whether it is in warm-up, where
+# they are not those that the loss reads: S(x) for a cross-entropy of weight 0, S(x̃) for nothing at all, S(x) twice.
+AS_RELEASED = {
+    ("ard", False): ("student_adv", "student_nat"),
+    ("iad1", True): ("student_adv", "student_adv", "student_nat"),
+    ("iad1", False): ("student_adv", "student_adv", "student_nat", "student_nat"),
+}
+AS_RELEASED |= {("iad1_down", warm): passes for (name, warm), passes in AS_RELEASED.items() if name == "iad1"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a step computes before its student is trained: x̃, if any, and what the teachers say."""
+
+    images: Images
+    adversarial: Images | None
+    logits: dict[str, Logits]
+
+    def view(self, name: str) -> Images:
+        """The images that a pass reads, by the end of its name: x, x̃, or the mirror image 2x − x̃ in [0, 1]."""
+        view = name.rpartition("_")[2]
+        if view == "nat":
+            return self.images
+        assert self.adversarial is not None
+        return self.adversarial if view == "adv" else (2 * self.images - self.adversarial).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -39,10 +69,16 @@ class Step:
         attack: makes x̃ from x on the raw student; None only where no pass reads x̃.
         teacher: T_at in eval mode, or None where no pass reads it.
         natural_teacher: T_st in eval mode, or None likewise.
+        average: the moving average of the student's weights in eval mode, or None likewise.
         autocast: entered once around the whole step, so that weights are cast once and not once a pass.
+        bn_order: which of the student's passes BatchNorm's running statistics see, after those of the attack. `lean`:
+            those that the loss reads, once each, x̃ before x. `faithful`: those of the released step (`AS_RELEASED`), in
+            its order and as often; only a pass that the loss does not read at all is run for it, without gradient.
+            Loss and gradients are the same in both.
 
     Raises:
-        ValueError: a teacher shares weights with the student, or is in train mode (looked at in every step).
+        ValueError: a teacher shares weights with the student, or is in train mode (looked at in every step); the
+            faithful order is asked for BatchNorm without a momentum.
     """
 
     objective: Objective
@@ -50,17 +86,30 @@ class Step:
     attack: Attack | None = None
     teacher: nn.Module | None = None
     natural_teacher: nn.Module | None = None
+    average: nn.Module | None = None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    bn_order: BnOrder = "lean"
 
     def __post_init__(self) -> None:
-        for role, teacher in (("teacher", self.teacher), ("natural_teacher", self.natural_teacher)):
+        for role, teacher in self._asked().items():
             if teacher is not None:
                 refuse_training(teacher, role)
                 if isinstance(self.forward, nn.Module):
                     refuse_student(self.forward, teacher, role)
+        self._tracking()
+
+    def _asked(self) -> dict[str, nn.Module | None]:
+        """The networks that are asked and not trained, by their passes' beginning."""
+        return {"teacher": self.teacher, "natural_teacher": self.natural_teacher, "average": self.average}
 
     def __call__(
-        self, images: Images, labels: Labels, *, epoch: int, noise: Images | None = None
+        self,
+        images: Images,
+        labels: Labels,
+        *,
+        epoch: int,
+        noise: Images | None = None,
+        balance: Tensor | None = None,
     ) -> StepResult:
         """Attack, run the passes in `objective.needs(epoch)`, and return the loss.
 
@@ -69,44 +118,89 @@ class Step:
             labels: true classes, (batch,).
             epoch: counted from 0.
             noise: the attack's starting offset, the shape of `images`; drawn by the attack when None.
+            balance: the state of an objective that balances its terms.
         """
+        with self.autocast():
+            prepared = self.prepare(images, labels, epoch=epoch, noise=noise)
+            outputs = self._student_passes(prepared, epoch)
+        loss = self.objective(outputs, labels, epoch=epoch, balance=balance)
+        return StepResult(loss, outputs, prepared.adversarial)
+
+    def prepare(self, images: Images, labels: Labels, *, epoch: int, noise: Images | None = None) -> Prepared:
+        """Attack, and ask the teachers; arguments as for a call."""
         needed = self.objective.needs(epoch)
         with self.autocast():
-            adversarial = self._attacked(images, labels, noise) if needed & ADVERSARIAL_PASSES else None
-            outputs = self._passes(needed, images, adversarial)
-        return StepResult(self.objective(outputs, labels, epoch=epoch), outputs, adversarial)
+            prepared = Prepared(images, None, {})
+            if needed & ADVERSARIAL_PASSES:
+                if self.attack is None:
+                    raise ValueError(
+                        f"{self.objective.name} reads adversarial images; give the step an attack"
+                    )
+                # an attack that climbs away from a pass on natural images has it run first, once for both
+                reads: frozenset[str] = getattr(self.attack, "reads", frozenset())
+                prepared = self._teacher_passes(reads, prepared)
+                towards = [prepared.logits[name] for name in sorted(reads)]
+                adversarial = self.attack(images, labels, noise, *towards)
+                prepared = replace(prepared, adversarial=adversarial)
+            return self._teacher_passes(needed, prepared)
 
-    def _attacked(self, images: Images, labels: Labels, noise: Images | None) -> Images:
-        if self.attack is None:
-            raise ValueError(f"{self.objective.name} reads adversarial images; give the step an attack")
-        return self.attack(images, labels, noise)
+    def finish(
+        self, prepared: Prepared, labels: Labels, *, epoch: int, balance: Tensor | None = None
+    ) -> StepResult:
+        """Run the student's passes and return the loss; may be called again under other weights."""
+        with self.autocast():
+            outputs = self._student_passes(prepared, epoch)
+        loss = self.objective(outputs, labels, epoch=epoch, balance=balance)
+        return StepResult(loss, outputs, prepared.adversarial)
 
-    def _passes(self, needed: frozenset[str], images: Images, adversarial: Images | None) -> Outputs:
-        """Run each needed pass once. The student's two are never merged: batch statistics would change."""
-        logits = self._teacher_passes(needed, images, adversarial)
-        # adversarial first, as the released code has it; BatchNorm's running statistics remember the order
-        if "student_adv" in needed:
-            assert adversarial is not None
-            logits["student_adv"] = _full_precision(self.forward(adversarial))
-        if "student_nat" in needed:
-            logits["student_nat"] = _full_precision(self.forward(images))
+    def _order(self, needed: frozenset[str], epoch: int) -> Counter[str]:
+        """The student's passes in their order, each with how often the running statistics see it."""
+        lean = Counter(name for name in _LEAN if name in needed)
+        if self.bn_order == "lean":
+            return lean
+        released = AS_RELEASED.get((self.objective.name, self.objective.warming_up(epoch)))
+        return lean if released is None else Counter(released) + (lean - Counter(released))
+
+    def _tracking(self) -> list[nn.modules.batchnorm._BatchNorm]:
+        if self.bn_order == "lean" or not isinstance(self.forward, nn.Module):
+            return []
+        return batchnorm.tracking(self.forward)
+
+    def _student_passes(self, prepared: Prepared, epoch: int) -> Outputs:
+        """Run each needed pass once. The student's are never merged: batch statistics would change."""
+        needed, logits = self.objective.needs(epoch), dict(prepared.logits)
+        layers = self._tracking()
+        # x̃ first, as the released code has it; BatchNorm's running statistics remember the order
+        for name, times in self._order(needed, epoch).items():
+            pixels = prepared.view(name)
+            with batchnorm.counted(layers, times):
+                if name in needed:
+                    logits[name] = _full_precision(self.forward(pixels))
+                elif layers:
+                    with torch.no_grad():
+                        self.forward(pixels)
         return Outputs(**logits)
 
-    def _teacher_passes(
-        self, needed: frozenset[str], images: Images, adversarial: Images | None
-    ) -> dict[str, Logits]:
-        """The teachers' passes; T(x) and T(x̃) as one forward over both, which eval mode allows."""
-        inputs = {"teacher_nat": images, "teacher_adv": adversarial, "natural_teacher_adv": adversarial}
-        logits: dict[str, Logits] = {}
-        for role, network, its_passes in (
-            ("teacher", self.teacher, ("teacher_nat", "teacher_adv")),
-            ("natural_teacher", self.natural_teacher, ("natural_teacher_adv",)),
-        ):
-            names = [name for name in its_passes if name in needed]
+    def _teacher_passes(self, needed: frozenset[str], prepared: Prepared) -> Prepared:
+        """Add each teacher's passes that are needed and not run yet, as one forward, which eval mode allows."""
+        logits = dict(prepared.logits)
+        for role, network in self._asked().items():
+            its_passes = [name for name in PASSES if name.rpartition("_")[0] == role]
+            names = [name for name in its_passes if name in needed and name not in logits]
             if names:
-                batches = [image for name in names if (image := inputs[name]) is not None]
+                batches = [prepared.view(name) for name in names]
                 logits.update(zip(names, _inferred(role, network, batches, names), strict=True))
-        return logits
+        return replace(prepared, logits=logits)
+
+
+def with_teacher_passes(outputs: Outputs, teacher: nn.Module, images: Images, adversarial: Images) -> Outputs:
+    """Return `outputs` with T(x) and T(x̃) in it; runs those that the objective did not ask for."""
+    inputs = {"teacher_nat": images, "teacher_adv": adversarial}
+    missing = [name for name in inputs if getattr(outputs, name) is None]
+    if not missing:
+        return outputs
+    logits = _inferred("teacher", teacher, [inputs[name] for name in missing], missing)
+    return replace(outputs, **dict(zip(missing, logits, strict=True)))
 
 
 def _inferred(role: str, network: nn.Module | None, batches: list[Images], names: list[str]) -> list[Logits]:

@@ -6,9 +6,42 @@ import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
 from iad_ext.types import Labels, Logits, PerImage
 
 
-def cross_entropy(logits: Logits, labels: Labels) -> PerImage:
-    """Cross-entropy of each image, in nats."""
-    return F.cross_entropy(logits, labels, reduction="none")
+def cross_entropy(logits: Logits, labels: Labels, *, smoothing: float = 0.0) -> PerImage:
+    """Cross-entropy of each image, in nats.
+
+    Args:
+        logits: (batch, classes).
+        labels: true classes, (batch,).
+        smoothing: share of the target that is spread evenly over all classes, in [0, 1).
+    """
+    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+
+def soft_cross_entropy(*, student: Logits, target: Logits) -> PerImage:
+    """Cross-entropy of each image with softmax(target) in place of a label, in nats.
+
+    It is KL(target → student) plus the target's entropy, which has no gradient where the target has none.
+    """
+    return -(target.softmax(dim=1) * F.log_softmax(student, dim=1)).sum(dim=1)
+
+
+def boosted_cross_entropy(logits: Logits, labels: Labels) -> PerImage:
+    """MART's BCE: −log p_y − log(1 − max_{k≠y} p_k) of each image, in nats.
+
+    Source: Wang et al. (2020), Eq. 9. Their code adds 0.0001 inside the second logarithm; here it is computed from
+    the logits of the other classes, where it cannot reach log 0.
+    """
+    log_p = F.log_softmax(logits, dim=1)
+    is_true = F.one_hot(labels, logits.shape[1]).bool()
+    rival = log_p.detach().masked_fill(is_true, -torch.inf).argmax(dim=1, keepdim=True)
+    log_rest = torch.logsumexp(log_p.scatter(1, rival, -torch.inf), dim=1)
+    return -log_p.gather(1, labels[:, None])[:, 0] - log_rest
+
+
+def entropy(logits: Logits) -> PerImage:
+    """Entropy of softmax(logits) of each image, in nats."""
+    log_p = F.log_softmax(logits, dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1)
 
 
 def kl(*, student: Logits, target: Logits, temperature: float = 1.0) -> PerImage:

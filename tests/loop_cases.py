@@ -64,9 +64,11 @@ def engine(
 ):
     student = network(1, norm=norm, dtype=dtype) if student is None else student
     reads = objective.needs(0) | objective.needs(99)
+    teacher = network(2, norm=norm, dtype=dtype)
     attack = attacks.build(
-        "trades" if objective.attack == "trades" else "pgd",
+        objective.attack if objective.attack != "none" else "pgd",
         student,
+        teacher=changed.get("teacher", teacher),
         eps=EPS,
         alpha=ALPHA,
         steps=STEPS,
@@ -83,8 +85,8 @@ def engine(
         "accumulation": accumulation,
     }
     if any(name.startswith("teacher") for name in reads):
-        parts["teacher"] = network(2, norm=norm, dtype=dtype)
-    if "natural_teacher_adv" in reads:
+        parts["teacher"] = teacher
+    if any(name.startswith("natural_teacher") for name in reads):
         parts["natural_teacher"] = network(3, norm=norm, dtype=dtype)
     return Engine(**(parts | changed))
 
@@ -164,25 +166,30 @@ SHARED = {
     "iad1": (IAD1, 155, 1),
     "iad2": (objectives.iad2(warmup_epochs=1), 156, 2),
     "trades": (objectives.trades(), 157, 1),
+    "mtard": (objectives.mtard(balance_rate=0.3), 156, 2),
+    "adr with awp": (objectives.adr(), 157, 1),
 }
+CHANGED = {"adr with awp": {"awp": 0.02, "awp_start": 1}}
 
 
 def run_shared(name):
     """Two epochs of a case; returns weights and the epochs' figures."""
     objective, n, accumulation = SHARED[name]
-    one = engine(objective, Task(n), accumulation=accumulation)
+    one = engine(objective, Task(n), accumulation=accumulation, **CHANGED.get(name, {}))
     records = [one.epoch(epoch, rate=0.05) for epoch in range(2)]
     return one.student.state_dict(), records
 
 
 def figures_of(records):
-    """The figures that training makes, by (epoch, name), without those of time and memory."""
-    return {
-        f"{epoch}/{name}": value
-        for epoch, record in enumerate(records)
-        for name, value in record.items()
-        if not name.startswith(("time/", "memory/"))
-    }
+    """The figures that training makes, by (epoch, name), without those of time and memory; a histogram by its bins."""
+    found = {}
+    for epoch, record in enumerate(records):
+        for name, value in record.items():
+            if isinstance(value, list):
+                found |= {f"{epoch}/{name}/{k}": count for k, count in enumerate(value)}
+            elif not name.startswith(("time/", "memory/")):
+                found[f"{epoch}/{name}"] = value
+    return found
 
 
 class Drawing(nn.Module):

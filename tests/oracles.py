@@ -55,6 +55,28 @@ def kl_gradients(target, student, tau=1.0):
     return by_target, by_student
 
 
+def rival(row, y):
+    """The most likely wrong class, the first of equals."""
+    best = None
+    for k, value in enumerate(row):
+        if k != y and (best is None or value > row[best]):
+            best = k
+    return best
+
+
+def boosted(row, y):
+    """MART's −log p_y − log(1 − p_rival)."""
+    p, other = softmax(row), rival(row, y)
+    return cross_entropy(row, y) - math.log(math.fsum(p[k] for k in range(len(row)) if k != other))
+
+
+def boosted_gradient(row, y):
+    p, other = softmax(row), rival(row, y)
+    rest = math.fsum(p[k] for k in range(len(row)) if k != other)
+    slopes = cross_entropy_gradient(row, y)
+    return [slopes[k] + p[k] - (p[k] / rest if k != other else 0.0) for k in range(len(row))]
+
+
 def margin(row, y, confidence=50.0):
     """Carlini and Wagner's max(z_y − max_{k≠y} z_k + confidence, 0)."""
     others = [value for k, value in enumerate(row) if k != y]
@@ -63,6 +85,16 @@ def margin(row, y, confidence=50.0):
 
 def trust(row, y, beta):
     return softmax(row)[y] ** beta
+
+
+def entropy(row):
+    return -math.fsum(p * log_p for p, log_p in zip(softmax(row), log_softmax(row), strict=True))
+
+
+def combined(teacher_adv, student_nat, alpha):
+    """α · T(x̃) + (1 − α) · S(x), in probabilities."""
+    both = zip(softmax(teacher_adv), softmax(student_nat), strict=True)
+    return [alpha * t + (1 - alpha) * s for t, s in both]
 
 
 def case(nat, adv, y):
@@ -91,12 +123,12 @@ def _label(z, y, student, weight):
     return Term(weight, cross_entropy(z[student], y), {student: cross_entropy_gradient(z[student], y)})
 
 
-def _kl(z, target, tau, scale, weight, *, detached=False):
-    by_target, by_student = kl_gradients(z[target], z["student_adv"], tau)
-    gradients = {"student_adv": [scale * g for g in by_student]}
+def _kl(z, target, tau, scale, weight, *, detached=False, student="student_adv"):
+    by_target, by_student = kl_gradients(z[target], z[student], tau)
+    gradients = {student: [scale * g for g in by_student]}
     if not detached:
         gradients[target] = [scale * g for g in by_target]
-    return Term(weight, scale * kl(z[target], z["student_adv"], tau), gradients)
+    return Term(weight, scale * kl(z[target], z[student], tau), gradients)
 
 
 def st(z, y, epoch):
@@ -235,8 +267,125 @@ def iad2(
     return _introspective(row, own, z, y, epoch, beta=beta, gamma=gamma, gate_teacher=gate_teacher)
 
 
+def rslad(z, y, epoch, *, tau=1.0, adv_weight=5 / 6):
+    return {
+        "teacher": _kl(z, "teacher_nat", tau, tau**2, adv_weight),
+        "teacher_nat": _kl(z, "teacher_nat", tau, tau**2, 1 - adv_weight, student="student_nat"),
+    }
+
+
+def adaad(z, y, epoch, *, tau=1.0, adv_weight=1.0):
+    return {
+        "teacher": _kl(z, "teacher_adv", tau, tau**2, adv_weight),
+        "teacher_nat": _kl(z, "teacher_nat", tau, tau**2, 1 - adv_weight, student="student_nat"),
+    }
+
+
+def mtard(z, y, epoch, *, tau=1.0, balance_rate=0.025, balance_power=1.0):
+    """Before any step, at which both weights are a half; `objective` sees to them."""
+    return {
+        "teacher": _kl(z, "teacher_adv", tau, tau**2, 1.0),
+        "natural_teacher": _kl(z, "natural_teacher_nat", tau, tau**2, 1.0, student="student_nat"),
+    }
+
+
+def mart(z, y, epoch, *, self_weight=5.0):
+    adv, nat = z["student_adv"], z["student_nat"]
+    p = softmax(nat)
+    doubt, divergence = 1 - p[y], kl(nat, adv)
+    by_nat, by_adv = kl_gradients(nat, adv)
+    slope = [-p[y] * ((1.0 if k == y else 0.0) - p[k]) for k in range(len(p))]
+    return {
+        "label": Term(1.0, boosted(adv, y), {"student_adv": boosted_gradient(adv, y)}),
+        "self": Term(
+            self_weight,
+            doubt * divergence,
+            {
+                "student_adv": [doubt * g for g in by_adv],
+                "student_nat": [doubt * by_nat[k] + divergence * slope[k] for k in range(len(p))],
+            },
+        ),
+    }
+
+
+def half_cosine(ends, epoch, epochs):
+    passed = min(1.0, epoch / max(1, epochs - 1))
+    return ends[1] + (ends[0] - ends[1]) * (1 + math.cos(math.pi * passed)) / 2
+
+
+def rectified(row, y, share, tau):
+    """ADR's target: a softened prediction mixed with the label, as probabilities."""
+    p = softmax(row, tau)
+    share = min(1.0, max(0.0, share - (max(p) - p[y])))
+    return [share * p[k] + (1 - share if k == y else 0.0) for k in range(len(p))]
+
+
+def adr(
+    z,
+    y,
+    epoch,
+    *,
+    rectification=(0.7, 0.95),
+    temperatures=(2.0, 1.0),
+    average_decay=0.995,
+    ramp_epochs=200,
+):
+    share = half_cosine(rectification, epoch, ramp_epochs)
+    wanted = rectified(z["average_nat"], y, share, half_cosine(temperatures, epoch, ramp_epochs))
+    q, log_q = softmax(z["student_adv"]), log_softmax(z["student_adv"])
+    value = -math.fsum(wanted[k] * log_q[k] for k in range(len(q)))
+    return {"label": Term(1.0, value, {"student_adv": [q[k] - wanted[k] for k in range(len(q))]})}
+
+
+def adaiad(z, y, epoch, *, tau=1.0, adv_weight=1.0, warmup_epochs=60, **settings):
+    row = adaad(z, y, epoch, tau=tau, adv_weight=adv_weight)
+    return row if epoch < warmup_epochs else _wrapped(row, z, y, epoch, adv_weight, 1.0, **settings)
+
+
+def iad_rslad(z, y, epoch, *, tau=1.0, adv_weight=5 / 6, warmup_epochs=90, **settings):
+    row = rslad(z, y, epoch, tau=tau, adv_weight=adv_weight)
+    return row if epoch < warmup_epochs else _wrapped(row, z, y, epoch, adv_weight, 1.0, **settings)
+
+
+def iad_mtard(
+    z,
+    y,
+    epoch,
+    *,
+    tau=1.0,
+    balance_rate=0.025,
+    balance_power=1.0,
+    warmup_epochs=90,
+    gate_teacher=True,
+    **settings,
+):
+    row = mtard(z, y, epoch, tau=tau)
+    if epoch < warmup_epochs:
+        return row
+    return _wrapped(row, z, y, epoch, 0.5, tau**2, gate_teacher=gate_teacher, **settings)
+
+
+def _wrapped(
+    row,
+    z,
+    y,
+    epoch,
+    weight,
+    scale,
+    *,
+    beta=0.1,
+    gamma="1-alpha",
+    introspection_tau=1.0,
+    gate_teacher=False,
+    detach_target=False,
+):
+    own = _kl(z, "student_nat", introspection_tau, scale, weight, detached=detach_target)
+    return _introspective(row, own, z, y, epoch, beta=beta, gamma=gamma, gate_teacher=gate_teacher)
+
+
 ROWS = {f.__name__: f for f in (st, at, trades, ard, ard_goldblum, akd2, akd2_chen, akd2_down)}
 ROWS |= {f.__name__: f for f in (iad1, iad1_down, iad2)}
+ROWS |= {f.__name__: f for f in (rslad, adaad, mtard, mart, adr, adaiad, iad_rslad, iad_mtard)}
 
 
 @dataclass
@@ -252,13 +401,16 @@ def objective(name, batch, labels, epoch, *, weights=None, **settings):
     """Evaluate row `name`; `batch` maps a pass to a list of images, each a list of logits."""
     n = len(labels)
     passes = list(batch)
+    balanced = {"teacher", "natural_teacher"} if name in ("mtard", "iad_mtard") else set()
+    if any((weights or {}).get(term) == 0 for term in balanced):
+        balanced = set()
     terms, total = {}, 0.0
     gradients = {p: [[0.0] * len(image) for image in batch[p]] for p in passes}
     for i in range(n):
         z = {p: batch[p][i] for p in passes}
         for term_name, term in ROWS[name](z, labels[i], epoch, **settings).items():
             weight = (weights or {}).get(term_name, term.weight)
-            whole = weight * term.factor
+            whole = weight * term.factor * (0.5 if term_name in balanced else 1.0)
             terms.setdefault(term_name, []).append(whole * term.value)
             total += whole * term.value / n
             for p, gradient in term.gradients.items():
@@ -273,8 +425,11 @@ def needs(name, epoch, *, weights=None, **settings):
     Written as conditions and not from the terms above.
     """
     weights = dict(weights or {})
-    warm = epoch < settings.get("warmup_epochs", {"iad2": 40}.get(name, 60))
+    usual = {"iad2": 40, "iad_rslad": 90, "iad_mtard": 90}.get(name, 60)
+    warm = epoch < settings.get("warmup_epochs", usual)
     found = set()
+    if name in NEEDS_SINCE:
+        return _needs_since(name, epoch, weights, settings, warm)
     if name in ("st", "at"):
         if weights.get("label", 1) > 0:
             found |= {"student_nat" if name == "st" else "student_adv"}
@@ -304,5 +459,38 @@ def needs(name, epoch, *, weights=None, **settings):
             found |= {"student_nat", "student_adv"} | ({"teacher_adv"} if by_trust else set())
         gate = settings.get("gate_teacher", name in ("iad1_down", "iad2"))
         if gate and teacher:
+            found |= {"teacher_adv"}
+    return found
+
+
+NEEDS_SINCE = ("rslad", "adaad", "mtard", "mart", "adr", "adaiad", "iad_rslad", "iad_mtard")
+
+
+def _needs_since(name, epoch, weights, settings, warm):
+    found = set()
+    if name == "adr":
+        return {"student_adv", "average_nat"} if weights.get("label", 1) > 0 else found
+    if name == "mart":
+        if weights.get("label", 1) > 0:
+            found |= {"student_adv"}
+        if weights.get("self", settings.get("self_weight", 5.0)) > 0:
+            found |= {"student_adv", "student_nat"}
+        return found
+    of_mtard = "mtard" in name
+    adv = 1.0 if of_mtard else settings.get("adv_weight", 5 / 6 if "rslad" in name else 1.0)
+    teacher = weights.get("teacher", adv) > 0
+    if teacher:
+        found |= {"student_adv", "teacher_nat" if "rslad" in name else "teacher_adv"}
+    if of_mtard and weights.get("natural_teacher", 1) > 0:
+        found |= {"student_nat", "natural_teacher_nat"}
+    if not of_mtard and weights.get("teacher_nat", 1 - adv) > 0:
+        found |= {"student_nat", "teacher_nat"}
+    if "iad" in name and not warm:
+        gamma = settings.get("gamma", "1-alpha")
+        by_trust = gamma == "1-alpha"
+        own = weights.get("self", 0.5 if of_mtard else adv) > 0
+        if own and (by_trust or gamma_at(gamma, None, epoch) > 0):
+            found |= {"student_nat", "student_adv"} | ({"teacher_adv"} if by_trust else set())
+        if settings.get("gate_teacher", of_mtard) and teacher:
             found |= {"teacher_adv"}
     return found

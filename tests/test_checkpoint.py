@@ -410,6 +410,7 @@ except checkpoint.CheckpointError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_a_killed_one_lets_go(tmp_path):
     folder = tmp_path / "run"
 

@@ -642,6 +642,7 @@ def stored_rows(parquet, column, rows):
     return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]), {p.mode for p in pictures}
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_cifar10():
     where = real("cifar10")
@@ -664,6 +665,7 @@ def test_real_cifar10():
     assert not held & {picture.tobytes() for picture in splits.train.images.numpy()}
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_tiny_imagenet_with_grey_images():
     where = real("tiny-imagenet")

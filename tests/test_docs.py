@@ -69,6 +69,7 @@ def test_there_is_python_where_it_should_be():
     assert {f"extend/{what}.md" for what in ("objective", "attack", "network", "data-set")} <= set(RUN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
 def test_the_python_of_a_page_runs_and_prints_what_it_says(page, tmp_path):
     done = subprocess.run(
@@ -143,7 +144,7 @@ def test_files_that_a_page_names_exist(page):
 def test_every_recipe_has_a_page_with_everything_that_it_sets():
     default = dict(settings.flat(settings.Settings()))
     names = generate.recipe_names()
-    assert len(names) == len(list((ROOT / "recipes").glob("*_*.py"))) == 21
+    assert len(names) == len(list((ROOT / "recipes").glob("*_*.py"))) == 27
     for name in names:
         page, recipe = generate.recipe_page(name), generate.recipe(name)
         assert recipe.title in page
@@ -206,6 +207,10 @@ def test_examples_have_a_page_each():
     for file in generate.examples():
         page = generate.example_page(file)
         assert f"/../examples/{file.name}" in page
+        assert re.search(rf"^`python examples/{file.name}` \(20.*torch.*\):$", page, re.MULTILINE)
+        # the code that is shown begins below what the page says already
+        shown = file.read_text().splitlines()[int(re.search(r"^:lines: (\d+)-\n:::\n\Z", page, re.M)[1]) - 1]
+        assert shown.startswith("import ")
         assert file.stem in generate.gallery()
 
 

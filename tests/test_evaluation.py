@@ -343,6 +343,7 @@ def test_autoattack_gives_stock_flags(trained, test_set, seed, batch_size, eps):
     assert 0 < stock.sum() < 100
 
 
+@pytest.mark.slow
 def test_autoattack_standard_gives_stock_flags(trained, test_set):
     images, labels = test_set[0][:20], test_set[1][:20]
     stock = stock_autoattack(trained, images, labels, eps=0.17, seed=0, batch_size=20)
@@ -454,6 +455,7 @@ def test_an_evaluation_that_is_broken_off_after_every_batch_gives_the_same_resul
     assert _without_time(result) == _without_time(in_one_go)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.lists(st.integers(1, 25), max_size=3))
 def test_it_may_be_broken_off_anywhere(trained, test_set, in_one_go, tmp_path_factory, stops):
@@ -476,6 +478,7 @@ def test_what_is_known_is_not_measured_again(trained, test_set, tmp_path):
     assert sum(shown) == looks + 2 * len(test_set[1])  # one step of FGSM, and its verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["weights", "images", "labels", "eps", "seed", "batch_size", "aa_settings"])
 def test_another_evaluation_in_the_same_folder_begins_by_itself(trained, test_set, tmp_path, other):
     images, labels = test_set
@@ -499,6 +502,7 @@ def test_another_evaluation_in_the_same_folder_begins_by_itself(trained, test_se
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["empty", "torn", "a bit", "too many", "no flags", "no stage", "another"])
 def test_a_state_that_is_not_whole_is_reported_and_measured_again(
     trained, test_set, in_one_go, tmp_path, caplog, damage

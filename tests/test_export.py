@@ -159,6 +159,7 @@ def test_the_card_says_where_the_network_comes_from(run, exported):
         assert words in text, words
 
 
+@pytest.mark.slow
 def test_the_card_s_code_runs_on_its_folder(exported, tmp_path):
     _, text = card_of(exported)
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -408,6 +409,7 @@ def test_onnx_says_what_is_missing(run, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------- RobustBench
 
 
+@pytest.mark.slow
 def test_robustbench_gets_its_fields_and_a_loader_that_runs(run, exported):
     path = robustbench_model_info(
         run, exported, name="Zhu2022Reliable", title="Reliable", authors="A, B", venue="ICLR 2022"

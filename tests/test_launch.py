@@ -57,7 +57,12 @@ def options(script):
 
 
 def test_there_are_some_to_test():
-    assert {path.name for path in BATCH} == {"one_node.sbatch", "two_nodes.sbatch", "seeds.sbatch"}
+    assert {path.name for path in BATCH} == {
+        "one_node.sbatch",
+        "two_nodes.sbatch",
+        "seeds.sbatch",
+        "study.sbatch",
+    }
     assert {path.name for path in CONFIGURATIONS} == {"one_node.yaml", "two_nodes.yaml"}
 
 
@@ -175,6 +180,7 @@ def slurm(tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["one_node.sbatch", "two_nodes.sbatch"])
 def test_two_processes_train_one_network(slurm, tmp_path, script):
     nodes = int(options(LAUNCH / script)["nodes"])
@@ -186,6 +192,7 @@ def test_two_processes_train_one_network(slurm, tmp_path, script):
     assert "scontrol" not in asked
 
 
+@pytest.mark.slow
 def test_a_seed_is_a_process_of_its_own(slurm, tmp_path):
     out = tmp_path / "run"
     arguments = ("recipes/st_resnet18.py", *TINY, "--train.epochs", 1, "--out", out)
@@ -193,6 +200,19 @@ def test_a_seed_is_a_process_of_its_own(slurm, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((out / "environment.json").read_text())["processes"] == 1
     assert "  seed: 3\n" in (out / "settings.yaml").read_text()
+
+
+# what SLURM tells a task of an array
+ARRAY = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
+
+
+def test_a_share_of_a_study_is_a_task_of_an_array(slurm, tmp_path):
+    arguments = ("recipes/studies/run.py", "table2", "--data.name", "cifar10", "--out", tmp_path, "--dry-run")
+    done, _ = slurm("study.sbatch", *arguments, tasks=1, **ARRAY)
+    assert done.returncode == 0, done.stderr
+    # the fourth of eight shares of eleven cells
+    assert "1 cells: 1 waiting" in done.stdout
+    assert f"{tmp_path}/cifar10/akd2_resnet18-at/seed0" in done.stdout
 
 
 TASK = """
@@ -231,7 +251,7 @@ def test_a_process_that_ends_first_does_not_have_the_others_killed(slurm):
 @pytest.mark.parametrize("script", BATCH, ids=name)
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 137])
 def test_only_a_run_that_was_stopped_and_saved_is_queued_again(slurm, script, code):
-    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"} if script.stem == "seeds" else {}
+    array = ARRAY if script.stem in ("seeds", "study") else {}
     done, asked = slurm(script.name, "recipes/at_resnet18.py", SRUN_RETURNS=str(code), **array)
     if code == 5:
         job = "7_3" if array else str(10_000 + os.getpid())

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from iad_ext import attacks, objectives
-from iad_ext.diagnostics import FIGURES
+from iad_ext.averaging import WeightAverage
+from iad_ext.diagnostics import FIGURES, HISTOGRAM
 from iad_ext.loop import TrainingStopped, accelerator_for
 from iad_ext.objectives import ROWS, build
 from iad_ext.precision import Precision
@@ -148,16 +149,16 @@ def test_the_student_trains_in_train_mode_whatever_it_was_in():
 # ------------------------------------------------------------------------------------------- figures
 
 
+CASES = ("reliable", "unreliable", "wrong", "recovered")
 READ = {
     "train/acc_adv": {"student_adv"},
     "train/acc_nat": {"student_nat"},
     "teacher/acc_nat": {"teacher_nat"},
     "teacher/acc_on_student_adv": {"teacher_adv"},
     "natural_teacher/acc_on_student_adv": {"natural_teacher_adv"},
-    **{
-        f"cases/{name}": {"teacher_nat", "teacher_adv"}
-        for name in ("reliable", "unreliable", "wrong", "recovered")
-    },
+    "teacher/entropy_on_student_adv": {"teacher_adv"},
+    "combined/acc_on_student_adv": {"teacher_adv", "student_nat"},
+    **{f"cases/{name}": {"teacher_nat", "teacher_adv"} for name in CASES},
 }
 
 
@@ -165,7 +166,7 @@ READ = {
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_figure_is_null_exactly_where_its_passes_did_not_run(name, epoch):
     objective = _objective(name)
-    one = engine(objective, Task(16))
+    one = engine(objective, Task(16), diagnostics="off")
     record = one.epoch(epoch, rate=RATE)
     for figure, passes in READ.items():
         assert (record[figure] is None) == (not passes <= objective.needs(epoch)), figure
@@ -183,6 +184,107 @@ def test_a_figure_is_null_exactly_where_its_passes_did_not_run(name, epoch):
         }
     terms = sum(v for key, v in record.items() if key.startswith("loss/") and key != "loss/total")
     assert record["loss/total"] == pytest.approx(terms, rel=1e-12)
+    own = record.get(f"loss/{objective.introspection}")
+    share = None if own is None else pytest.approx(100 * own / record["loss/total"], rel=1e-12)
+    assert record["introspection/share"] == share
+
+
+TEACHES = {"teacher/acc_nat", "teacher/acc_on_student_adv", "teacher/entropy_on_student_adv"}
+TAUGHT = [name for name in sorted(ROWS) if _objective(name).needs(9) & {"teacher_nat", "teacher_adv"}]
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_diagnostics_leave_training_as_it_is_to_the_last_bit(name, accumulation):
+    """Weights, momentum, BatchNorm, random state, and every figure of a pass that runs anyway."""
+    ends = {}
+    for diagnostics in ("full", "half", "off"):
+        one = engine(
+            _objective(name),
+            Task(27),
+            student=_Dropping(),
+            teacher=_Drawing(),
+            accumulation=accumulation,
+            diagnostics=diagnostics,
+        )
+        records = [one.epoch(epoch, rate=RATE) for epoch in range(2)]
+        ends[diagnostics] = one.state(within_epoch=False)[0], _known(figures_of(records))
+    weights, known = ends.pop("off")
+    for others, figures in ends.values():
+        assert _equal(weights["student"], others["student"])
+        assert _equal(weights["optimizer"], others["optimizer"])
+        assert known.items() <= figures.items()
+
+
+class _Drawing(nn.Module):
+    """A teacher that draws numbers, in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network(2)
+
+    def forward(self, x):
+        return self.network(x) + 0 * torch.rand((), dtype=x.dtype)
+
+
+class _Counted(nn.Module):
+    """A teacher that counts the images it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.images = network(2), 0
+
+    def forward(self, x):
+        self.images += len(x)
+        return self.network(x)
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize(("diagnostics", "batches"), [("full", [8, 8, 8, 3]), ("half", [8, 8]), ("off", [])])
+def test_only_the_missing_pass_of_only_those_batches_is_run(name, epoch, diagnostics, batches):
+    objective, teacher = _objective(name), _Counted()
+    one = engine(objective, Task(27), teacher=teacher, diagnostics=diagnostics)
+    record = one.epoch(epoch, rate=RATE)
+    reads = {"teacher_nat", "teacher_adv"} & objective.needs(epoch)
+    through = (
+        27 * loop_cases.STEPS if objective.attack == "adaad" else 0
+    )  # the attack goes through the teacher
+    assert teacher.images == through + 27 * len(reads) + sum(batches) * (2 - len(reads))
+    for figure in (*TEACHES, "cases/wrong", HISTOGRAM):
+        its_passes = READ.get(figure, {"teacher_adv"})
+        assert (record[figure] is None) == (not its_passes <= reads and not batches), figure
+    if batches:
+        counted = 27 if "teacher_adv" in reads else sum(batches)
+        assert sum(record[HISTOGRAM]) == counted
+        assert sum(record[f"cases/{case}"] for case in CASES) == pytest.approx(100)
+
+
+def test_what_every_second_batch_shows_is_counted_on_those_alone():
+    """With a rate of 0 the networks stand still; batches 0 and 2 of 4 are looked at."""
+    task, teacher = Task(27), network(2)
+    one = engine(build("ard"), task, student=network(1), teacher=teacher)
+    for group in one.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    record = one.epoch(0, rate=0.0)
+    adversarial = _recorded_attack(task, steps=(0, 2))
+    right = [int(teacher(x[None])[0].argmax()) == y for x, y in adversarial]
+    assert record["teacher/acc_on_student_adv"] == pytest.approx(100 * sum(right) / 16, rel=1e-12)
+    entropies = [-sum(p * p.log() for p in teacher(x[None])[0].softmax(0)) for x, _ in adversarial]
+    assert record["teacher/entropy_on_student_adv"] == pytest.approx(float(sum(entropies)) / 16, rel=1e-10)
+
+
+def _recorded_attack(task, steps):
+    """(x̃, y) of these steps of epoch 0, from the untrained student."""
+    student = network(1)
+    attack = attacks.build("pgd", student, eps=loop_cases.EPS, alpha=loop_cases.ALPHA, steps=loop_cases.STEPS)
+    found = []
+    for step in steps:
+        part = task.batch(0, step)
+        noise = torch.empty(part.images.shape, dtype=torch.float64)
+        noise.uniform_(-loop_cases.EPS, loop_cases.EPS, generator=stream(loop_cases.SEED, "start", 0, step))
+        found += zip(attack(part.images, part.labels, noise=noise), part.labels.tolist(), strict=True)
+    return found
 
 
 def test_percentages_are_those_of_counting():
@@ -297,10 +399,28 @@ def test_layers_draw_anew_at_every_step_and_the_same_when_a_step_is_repeated():
 # ------------------------------------------------------------------------------------------- going on
 
 
-@pytest.mark.parametrize("stop_at", [(1, 0), (1, 1), (1, 3), (2, 2)])
-def test_a_run_that_goes_on_is_the_run_that_never_stopped(stop_at):
+GOING_ON = {
+    "iad1": (IAD1, {}),
+    "mtard": (objectives.mtard(balance_rate=0.3), {}),
+    "adr": (objectives.adr(), {}),
+    "ema": (objectives.at(), {"kind": "ema", "decay": 0.7}),
+    "swa": (objectives.at(), {"kind": "swa", "start": 1}),
+    "awp": (objectives.iad_mtard(warmup_epochs=1), {"awp": 0.02, "awp_start": 1}),
+}
+
+
+def going_on(name, task, student):
+    objective, changed = GOING_ON[name]
+    if "kind" in changed:
+        changed = {"average": WeightAverage(student, **changed)}
+    return engine(objective, task, student=student, **changed)
+
+
+@pytest.mark.parametrize("name", GOING_ON)
+@pytest.mark.parametrize("stop_at", [(1, 0), (1, 1), (1, 3), (2, 2), (1, 4)])
+def test_a_run_that_goes_on_is_the_run_that_never_stopped(stop_at, name):
     task, epochs = Task(27), 3
-    whole = engine(IAD1, task, student=_Dropping())
+    whole = going_on(name, task, _Dropping())
     states = {}
     records = []
     for epoch in range(epochs):
@@ -311,12 +431,13 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(stop_at):
         if epoch:
             states[epoch, 0] = copy.deepcopy(whole.state(within_epoch=False))
         records.append(whole.epoch(epoch, rate=RATE * 0.5**epoch, after_step=keep))
+        states[epoch, len(task)] = copy.deepcopy(whole.state(within_epoch=True))  # trained, not yet validated
     saved = states[stop_at]
     student = _Dropping()
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.fill_(9.0)
-    again = engine(IAD1, task, student=student)
+    again = going_on(name, task, student)
     tensors, numbers = saved
     again.restore(tensors, json.loads(json.dumps(numbers)))
     for epoch in range(stop_at[0], epochs):
@@ -324,6 +445,10 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(stop_at):
         record = again.epoch(epoch, first_step=first, rate=RATE * 0.5**epoch)
         assert figures_of([record]) == figures_of([records[epoch]])
     assert _equal(student.state_dict(), whole.student.state_dict())
+    ended, expected = (one.state(within_epoch=False)[0] for one in (again, whole))
+    assert ended.keys() == expected.keys()
+    for group, tensors in ended.items():
+        assert _equal(tensors, expected[group]), group
 
 
 def test_an_epoch_that_was_stopped_at_its_end_only_reports():
@@ -424,7 +549,7 @@ class _Blind(nn.Module):
 
 @pytest.mark.parametrize(("role", "term"), [("teacher", "teacher"), ("natural_teacher", "natural_teacher")])
 def test_the_term_that_is_no_number_is_named(role, term):
-    one = engine(objectives.iad2(), Task(40), **{role: _Blind(after=2)})
+    one = engine(objectives.iad2(), Task(40), diagnostics="off", **{role: _Blind(after=2)})
     with pytest.raises(TrainingStopped, match=rf"step 2: the loss term '{term}' is not finite"):
         one.epoch(0, rate=RATE)
 
@@ -601,6 +726,7 @@ def two_processes(tmp_path_factory):
     return folder, [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_two_processes_equal_one_with_the_same_batches(two_processes, name):
     _, (first, second) = two_processes
@@ -617,6 +743,7 @@ def test_two_processes_equal_one_with_the_same_batches(two_processes, name):
     assert not _close(weights, network(1).state_dict(), 1e-3)
 
 
+@pytest.mark.slow
 def test_both_processes_end_with_the_same_running_statistics(two_processes):
     _, (first, second) = two_processes
     normed = {key: value for key, value in first.items() if key.startswith("norm/")}
@@ -625,11 +752,13 @@ def test_both_processes_end_with_the_same_running_statistics(two_processes):
         torch.testing.assert_close(value, second[key], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_layers_draw_otherwise_in_another_process(two_processes):
     _, (first, second) = two_processes
     assert len(set(first["drawn"].tolist()) | set(second["drawn"].tolist())) == 8
 
 
+@pytest.mark.slow
 def test_what_one_process_meets_stops_both(two_processes):
     folder, _ = two_processes
     for rank in range(2):
@@ -637,6 +766,7 @@ def test_what_one_process_meets_stops_both(two_processes):
         assert said.startswith("epoch 0, step 2: the loss term 'label' is not finite")
 
 
+@pytest.mark.slow
 def test_what_one_process_skips_both_skip(two_processes):
     """Both go on with the same weights; each with BatchNorm statistics of its own share until the epoch's end."""
     folder, _ = two_processes

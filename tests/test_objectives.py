@@ -17,7 +17,7 @@ from iad_ext.reliability import trust
 
 AFTER = 199  # an epoch after every warm-up
 NAMES = sorted(ROWS)
-INTROSPECTIVE = ("iad1", "iad1_down", "iad2")
+INTROSPECTIVE = ("iad1", "iad1_down", "iad2", "adaiad", "iad_rslad", "iad_mtard")
 BASES = {
     "at": objectives.at(),
     "trades": objectives.trades(tau=2.0),
@@ -25,12 +25,16 @@ BASES = {
     "ard_goldblum": objectives.ard_goldblum(label_weight=0.2),
     "akd2": objectives.akd2(tau=2.0),
     "akd2_chen": objectives.akd2_chen(),
+    "rslad": objectives.rslad(tau=2.0),
+    "adaad": objectives.adaad(adv_weight=0.8),
+    "mtard": objectives.mtard(tau=2.0),
+    "mart": objectives.mart(),
 }
-WITH_TEACHER = [name for name in BASES if name not in ("at", "trades")]
+WITH_TEACHER = [name for name in BASES if name not in ("at", "trades", "mart")]
 
 
 def random_batch(seed=0, *, n=4, classes=5, scale=3.0, dtype=torch.float64, whole=False):
-    """Logits of all five passes, each a leaf that asks for its gradient, and labels."""
+    """Logits of all passes, each a leaf that asks for its gradient, and labels."""
     generator = torch.Generator().manual_seed(seed)
     drawn = scale * (2 * torch.rand(len(PASSES), n, classes, generator=generator, dtype=dtype) - 1)
     drawn = drawn.round() if whole else drawn
@@ -146,12 +150,14 @@ def test_trust_carries_no_gradient(name):
     objective = build(name, beta=1.0)
     loss = objective(outputs, labels, epoch=AFTER)
     assert not loss.trust.requires_grad
-    if name in ("iad1", "iad1_down"):  # T_at(x̃) serves for α alone
+    if name in ("iad1", "iad1_down", "iad_rslad"):  # T_at(x̃) serves for α alone
         assert not gradients(loss, outputs)["teacher_adv"].any()
     else:
-        by_target = gradients(objectives.akd2()(outputs, labels, epoch=0), outputs)["teacher_adv"]
+        base = {"adaiad": objectives.adaad(), "iad_mtard": objectives.mtard()}.get(name, objectives.akd2())
+        by_target = gradients(base(outputs, labels, epoch=0), outputs)["teacher_adv"]
         found = gradients(loss, outputs)["teacher_adv"]
-        torch.testing.assert_close(found, loss.trust[:, None] * by_target)
+        gate = loss.trust[:, None] if name != "adaiad" else 1.0
+        torch.testing.assert_close(found, gate * by_target)
 
 
 @pytest.mark.parametrize("c", [0.5, 1.0, 4.0])
@@ -234,11 +240,13 @@ def test_detach_target_stops_the_gradient_through_natural_predictions_only(name)
     before, after = gradients(open_, outputs), gradients(detached, outputs)
     for p in set(PASSES) - {"student_nat"}:
         assert torch.equal(before[p], after[p])
-    label_alone = torch.zeros_like(outputs.student_nat)
-    if name == "trades":
-        label_alone = gradients(objectives.st()(outputs, labels, epoch=0), outputs)["student_nat"]
-    assert torch.equal(after["student_nat"], label_alone)
-    assert not torch.equal(before["student_nat"], label_alone)
+    # what is left is the gradient of the terms that read S(x) otherwise
+    without = torch.zeros_like(outputs.student_nat)
+    if name in ("trades", "iad_rslad", "iad_mtard"):
+        alone = build(name, weights={"self": 0})(outputs, labels, epoch=AFTER)
+        without = gradients(alone, outputs)["student_nat"]
+    torch.testing.assert_close(after["student_nat"], without, rtol=1e-12, atol=0)
+    assert not torch.allclose(before["student_nat"], without)
 
 
 def test_tau_squared_stands_before_iad1s_teacher_term_only():
@@ -325,11 +333,13 @@ def test_introspect_adds_one_term_to_any_base(name):
     base = BASES[name]
     wrapped = introspect(base, beta=0.5)
     loss, plain = (o(outputs, labels, epoch=0) for o in (wrapped, base))
-    added = "introspection" if name == "trades" else "self"
+    added = "introspection" if name in ("trades", "mart") else "self"
     assert list(loss.terms) == [*plain.terms, added]
     for term, values in plain.terms.items():
         assert torch.equal(loss.terms[term], values)
-    weight = {"ard": 0.7, "ard_goldblum": 0.8, "akd2": 0.5 * 2**2, "akd2_chen": 0.1 * 2**2}.get(name, 1.0)
+    weight = {"ard": 0.7, "ard_goldblum": 0.8, "akd2": 0.5 * 2**2, "akd2_chen": 0.1 * 2**2}
+    weight |= {"rslad": 5 / 6, "adaad": 0.8, "mtard": 0.5 * 2**2}
+    weight = weight.get(name, 1.0)
     divergence = terms.kl(student=outputs.student_adv, target=outputs.student_nat)
     alpha = trust(outputs.teacher_adv, labels, beta=0.5)
     torch.testing.assert_close(loss.terms[added], weight * (1 - alpha) * divergence)
@@ -380,6 +390,14 @@ TERMS = {
     "iad1": ["label", "teacher", "self"],
     "iad1_down": ["label", "teacher", "self"],
     "iad2": ["label", "teacher", "natural_teacher", "self"],
+    "rslad": ["teacher", "teacher_nat"],
+    "adaad": ["teacher", "teacher_nat"],
+    "mtard": ["teacher", "natural_teacher"],
+    "mart": ["label", "self"],
+    "adr": ["label"],
+    "adaiad": ["teacher", "teacher_nat", "self"],
+    "iad_rslad": ["teacher", "teacher_nat", "self"],
+    "iad_mtard": ["teacher", "natural_teacher", "self"],
 }
 
 
@@ -403,8 +421,11 @@ def test_weight_0_drops_a_term_and_the_passes_only_it_reads(name, term):
     loss = less(only(outputs, less.needs(epoch=AFTER)), labels, epoch=AFTER)
     kept = {n: v for n, v in whole(outputs, labels, epoch=AFTER).terms.items() if n != term}
     assert list(loss.terms) == list(kept)
+    # one of two balanced teachers alone is not balanced: its weight is 1 and no longer 1/2
+    alone = name in ("mtard", "iad_mtard") and term in ("teacher", "natural_teacher")
     for n, values in kept.items():
-        assert torch.equal(loss.terms[n], values)
+        double = alone and n in ("teacher", "natural_teacher")
+        assert torch.equal(loss.terms[n], 2 * values if double else values)
 
 
 def test_weights_reach_the_warmup_too():
@@ -455,6 +476,20 @@ def test_the_defaults_are_the_papers():
         "iad1": iad | {"label_weight": 0.0, "gate_teacher": False, "warmup_epochs": 60},
         "iad1_down": iad | {"label_weight": 0.0, "warmup_epochs": 60},
         "iad2": iad | akd2 | {"gate_teacher": True, "warmup_epochs": 40},
+        "rslad": {"tau": 1.0, "adv_weight": 5 / 6},
+        "adaad": {"tau": 1.0, "adv_weight": 1.0},
+        "mtard": {"tau": 1.0, "balance_rate": 0.025, "balance_power": 1.0},
+        "mart": {"self_weight": 5.0},
+        "adr": {
+            "rectification": (0.7, 0.95),
+            "temperatures": (2.0, 1.0),
+            "average_decay": 0.995,
+            "ramp_epochs": 200,
+        },
+        "adaiad": iad | {"adv_weight": 1.0, "gate_teacher": False, "warmup_epochs": 60},
+        "iad_rslad": iad | {"adv_weight": 5 / 6, "gate_teacher": False, "warmup_epochs": 90},
+        "iad_mtard": iad
+        | {"balance_rate": 0.025, "balance_power": 1.0, "gate_teacher": True, "warmup_epochs": 90},
     }
 
 
@@ -470,6 +505,14 @@ def test_each_row_names_the_attack_of_its_source():
         "iad1": ("pgd", True),
         "iad1_down": ("pgd", True),
         "iad2": ("pgd", True),
+        "rslad": ("rslad", False),
+        "adaad": ("adaad", False),
+        "mtard": ("pgd", False),
+        "mart": ("mart", False),
+        "adr": ("pgd", False),
+        "adaiad": ("adaad", False),
+        "iad_rslad": ("rslad", False),
+        "iad_mtard": ("pgd", False),
     }
     assert objectives.st().attack == "none"
 
@@ -487,7 +530,7 @@ def test_formulas_read_as_the_paper_writes_them():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_repr_builds_the_objective_again(name):
-    objective = build(name, weights={"label": 0.5})
+    objective = build(name, weights={TERMS[name][0]: 0.5})
     again = eval(repr(objective), dict(ROWS))
     assert (again.settings, again.formula, again.name) == (objective.settings, objective.formula, name)
 
@@ -502,6 +545,7 @@ def test_as_objective_takes_names_and_finished_objectives():
 
 WARM, PASSES_OF_IAD1 = 0, {"student_nat", "student_adv", "teacher_nat", "teacher_adv"}
 PASSES_OF_AKD2 = {"student_adv", "teacher_adv", "natural_teacher_adv"}
+PASSES_OF_MTARD = {"student_nat", "student_adv", "teacher_adv", "natural_teacher_nat"}
 TABLE_1 = {  # row -> passes in warm-up, passes after it
     "st": ({"student_nat"}, {"student_nat"}),
     "at": ({"student_adv"}, {"student_adv"}),
@@ -514,6 +558,14 @@ TABLE_1 = {  # row -> passes in warm-up, passes after it
     "iad1": ({"student_adv", "teacher_nat"}, PASSES_OF_IAD1),
     "iad1_down": ({"student_adv", "teacher_nat"}, PASSES_OF_IAD1),
     "iad2": (PASSES_OF_AKD2, PASSES_OF_AKD2 | {"student_nat"}),
+    "rslad": ({"student_nat", "student_adv", "teacher_nat"}, {"student_nat", "student_adv", "teacher_nat"}),
+    "adaad": ({"student_adv", "teacher_adv"}, {"student_adv", "teacher_adv"}),
+    "mtard": (PASSES_OF_MTARD, PASSES_OF_MTARD),
+    "mart": ({"student_nat", "student_adv"}, {"student_nat", "student_adv"}),
+    "adr": ({"student_adv", "average_nat"}, {"student_adv", "average_nat"}),
+    "adaiad": ({"student_adv", "teacher_adv"}, {"student_nat", "student_adv", "teacher_adv"}),
+    "iad_rslad": ({"student_nat", "student_adv", "teacher_nat"}, PASSES_OF_IAD1),
+    "iad_mtard": (PASSES_OF_MTARD, PASSES_OF_MTARD),
 }
 
 
@@ -525,7 +577,8 @@ def test_every_row_is_tested():
 def test_each_row_reads_the_passes_of_table_1(name):
     objective = build(name)
     in_warmup, after = TABLE_1[name]
-    last = {"iad1": 59, "iad1_down": 59, "iad2": 39}.get(name, 0)
+    last = {"iad1": 59, "iad1_down": 59, "iad2": 39, "adaiad": 59, "iad_rslad": 89, "iad_mtard": 89}
+    last = last.get(name, 0)
     assert objective.needs(epoch=0) == objective.needs(epoch=last) == in_warmup
     assert objective.needs(epoch=last + 1) == objective.needs(epoch=AFTER) == after
 
@@ -563,6 +616,13 @@ ARGUMENTS = {
     "gate_teacher": st.booleans(),
     "detach_target": st.booleans(),
     "warmup_epochs": st.integers(0, 100),
+    "adv_weight": st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.01, 0.99)),
+    "balance_rate": st.floats(0, 0.9),
+    "balance_power": st.floats(0, 3),
+    "rectification": st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    "temperatures": st.tuples(st.floats(0.3, 10), st.floats(0.3, 10)),
+    "average_decay": st.floats(0, 1),
+    "ramp_epochs": st.integers(1, 300),
 }
 epochs = st.integers(0, 200)
 
@@ -638,7 +698,8 @@ def test_the_loops_gradients_are_those_of_its_values(name):
     batch = {p: getattr(outputs, p).tolist() for p in PASSES}
     slow = oracles.objective(name, batch, labels.tolist(), AFTER, **chosen)
     step = 1e-5
-    for p, i, k in itertools.product(PASSES, range(2), range(3)):
+    numbers = {"adr": {"average_nat"}}.get(name, set())  # ADR's target is a number
+    for p, i, k in itertools.product([p for p in PASSES if p not in numbers], range(2), range(3)):
         at = batch[p][i][k]
         moved = []
         for offset in (step, -step):
@@ -683,7 +744,7 @@ def test_large_fp32_logits_give_finite_losses_and_gradients(name, scale):
     [
         (lambda: build("iad_1"), ValueError, "unknown objective 'iad_1'; did you mean 'iad1'"),
         (lambda: build("tradse"), ValueError, "did you mean 'trades'"),
-        (lambda: build("zzz"), ValueError, "unknown objective 'zzz'; known: akd2, "),
+        (lambda: build("zzz"), ValueError, "unknown objective 'zzz'; known: adaad, "),
         (lambda: objectives.iad1(betta=1), TypeError, "argument of iad1 'betta'; did you mean 'beta'"),
         (lambda: build("iad2", warmup=3), TypeError, "did you mean 'warmup_epochs'"),
         (lambda: objectives.st(tau=1.0), TypeError, "argument of st 'tau'"),
@@ -812,7 +873,7 @@ def test_nothing_to_train_on_at_an_epoch_is_an_error_that_names_it():
 
 
 def test_new_rows_register_themselves_and_refuse_unknown_arguments(monkeypatch):
-    monkeypatch.setattr(objectives, "ROWS", dict(ROWS))
+    monkeypatch.setitem(ROWS, "mine", None)  # and taken out again afterwards
 
     @objectives.row
     def mine(*, tau: float = 1.0) -> objectives.Objective:

@@ -16,6 +16,7 @@ def test_every_python_block_is_one_that_runs():
     assert len(BLOCKS) == README.count("```python") == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_block_runs(number, tmp_path):
     script = f"import torch; torch.set_num_threads(1)\n{BLOCKS[number]}"

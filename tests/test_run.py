@@ -20,6 +20,7 @@ from torch import nn
 
 from iad_ext import assets, checkpoint, evaluate, load_network, run
 from iad_ext.backbones import PixelSpace, create_network, save_network
+from iad_ext.compiling import Compilation
 from iad_ext.data import load_splits
 from iad_ext.loop import Engine
 from iad_ext.precision import Precision
@@ -434,6 +435,7 @@ def test_checkpoints_may_be_rarer_but_never_miss_the_end(here):
     assert names == [f"epoch000{epoch}-step000000" for epoch in (2, 4, 5)]
 
 
+@pytest.mark.slow
 def test_normalisation_is_of_the_training_images_and_inside_the_network(here):
     assert (
         _run(
@@ -571,6 +573,7 @@ def uninterrupted(world):
     return world / "uninterrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before a save", "after a save", "after a line"])
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
@@ -638,6 +641,7 @@ def done(here, finished):
         ("--data.limit-train 65", "--data.limit-train: 64 before, 65 now"),
         ("--student.name cifar_resnet20", "--student.name: cifar_resnet8 before, cifar_resnet20 now"),
         ("--precision bf16", "--precision: fp32 before, bf16 now"),
+        ("--compile step", "--compile: off before, step now"),
         ("--data.selection test", "--data.selection: holdout before, test now"),
         ("--eval.seed 1", "--eval.seed: 0 before, 1 now"),  # validation's too: it selects
         ("--train.lr 0.2 --train.momentum 0.5", "--train.momentum: 0.9 before, 0.5 now"),
@@ -668,6 +672,7 @@ def test_other_images_are_refused(done, capsys, monkeypatch):
     assert _files(done) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "change"),
     [
@@ -840,6 +845,44 @@ def test_the_option_beats_accelerate_s_flag_which_beats_a_measurement(
     assert (environment["precision"]["kind"], environment["precision"]["reason"]) == (kind, reason)
 
 
+# ------------------------------------------------------------------------------------------- compile
+
+
+def test_how_the_attack_is_run_is_kept(here, monkeypatch, capsys):
+    """As decided at the start, whatever a trial would find later."""
+    wanted, taken = [], []
+
+    def decide(way, attack, images, **how):
+        wanted.append((way, how["reason"], len(images)))
+        return Compilation("step", "measured: here")
+
+    def step_of(attack):
+        taken.append(attack)
+        return attack.take_step
+
+    monkeypatch.setattr(run.compiling, "decide", decide)
+    monkeypatch.setattr(run.compiling, "CompiledStep", step_of)
+    _killed("--out r", run.Run, "_finish", recipe="at_resnet18")
+    assert "attack           compile step (measured: here)" in capsys.readouterr().out
+    assert _run("at_resnet18", "--out r") == 0
+    assert wanted == [("auto", "asked for by --compile", 16), ("step", "as the run was begun", 16)]
+    assert len(taken) == 2
+    assert _results(here / "r")["compile"] == {"kind": "step", "reason": "measured: here"}
+    assert json.loads((here / "r/environment.json").read_text())["compile"]["kind"] == "step"
+
+
+def test_nothing_is_compiled_where_nothing_is_attacked(here, monkeypatch):
+    monkeypatch.setattr(run.compiling, "decide", _raise_kill)
+    assert _run("st_resnet18", "--out r --train.epochs 1") == 0
+    assert _results(here / "r")["compile"] == {"kind": "off", "reason": "nothing is attacked"}
+
+
+@pytest.mark.parametrize("order", ["lean", "faithful"])
+def test_results_name_the_order_of_batchnorm(here, order):
+    assert _run("at_resnet18", f"--out r --train.epochs 1 --train.bn-order {order}") == 0
+    assert _results(here / "r")["bn_order"] == order
+
+
 # ------------------------------------------------------------------------------------------- the rest
 
 
@@ -849,6 +892,7 @@ def test_a_run_is_a_function_too(here):
     assert results == run.read_results(here / "r") == run.run(settings)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_cifar10(here):
     folder = REAL_DATA / "cifar10"

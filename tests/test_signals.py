@@ -17,6 +17,8 @@ from iad_ext import checkpoint, run
 from iad_ext.evaluation import measures
 from iad_ext.signals import ASKING, Stop
 
+pytestmark = pytest.mark.slow
+
 SAID = "stopping after this step; Ctrl-C to force"
 
 # ------------------------------------------------------------------------------------------- in this process

@@ -22,6 +22,8 @@ MORE = {
     "introspect(at)": introspect(objectives.at(), warmup_epochs=3),
     "introspect(trades)": introspect(objectives.trades(), warmup_epochs=3),
     "introspect(st)": introspect(objectives.st(), warmup_epochs=3),
+    "iad_rslad with everything": build("iad_rslad", igdm=2.0, sample_weight="entropy", trust="three_cases"),
+    "trades with igdm": build("trades", igdm=2.0),
 }
 OBJECTIVES = {**{name: build(name) for name in ROWS}, **MORE}
 BOTH_EPOCHS = pytest.mark.parametrize("epoch", [0, AFTER])
@@ -36,17 +38,23 @@ def batch():
 
 @pytest.fixture
 def networks(tiny_network):
-    """A student as it trains, and two teachers as they are asked."""
-    student, teacher, natural = (tiny_network(seed=seed) for seed in (1, 2, 3))
-    return student.train(), teacher.eval(), natural.eval()
+    """A student as it trains, two teachers and an average of the student as they are asked."""
+    student, *asked = (tiny_network(seed=seed) for seed in (1, 2, 3, 4))
+    return student.train(), *(network.eval() for network in asked)
+
+
+def build_attack(objective, student, teacher):
+    if objective.attack == "none":
+        return None
+    return attacks.build(
+        objective.attack, student, teacher=teacher, steps=STEPS, training=objective.attack_training
+    )
 
 
 def build_step(objective, networks, **changed):
-    student, teacher, natural = networks
-    attack = None
-    if objective.attack != "none":
-        attack = attacks.build(objective.attack, student, steps=STEPS, training=objective.attack_training)
-    parts = {"attack": attack, "forward": student, "teacher": teacher, "natural_teacher": natural}
+    student, teacher, natural, average = networks
+    parts = {"attack": build_attack(objective, student, teacher), "forward": student}
+    parts |= {"teacher": teacher, "natural_teacher": natural, "average": average}
     return Step(objective=objective, **(parts | changed))
 
 
@@ -60,21 +68,30 @@ def start(batch):
     return 0.02 * torch.rand(batch[0].shape, generator=stream("start"))
 
 
+def of_role(passes, role):
+    return {name for name in passes if name.rpartition("_")[0] == role}
+
+
 @EVERY
 @BOTH_EPOCHS
 def test_no_pass_runs_that_the_objective_does_not_read(name, epoch, networks, batch):
     objective = OBJECTIVES[name]
     needed = objective.needs(epoch=epoch)
-    student, teacher, natural = (count_forwards(network) for network in networks)
+    student, teacher, natural, average = (count_forwards(network) for network in networks)
     result = build_step(objective, networks)(*batch, epoch=epoch)
     assert {p for p in PASSES if getattr(result.outputs, p) is not None} == needed
 
     attacked = bool(needed & ADVERSARIAL_PASSES)
     attack_runs = attacked * (STEPS + (objective.attack == "trades"))
-    assert student == [6] * (attack_runs + len(needed & {"student_nat", "student_adv"}))
-    of_teacher = needed & {"teacher_nat", "teacher_adv"}
-    assert teacher == ([6 * len(of_teacher)] if of_teacher else [])  # one forward, both passes in it
-    assert natural == ([6] if "natural_teacher_adv" in needed else [])
+    assert student == [6] * (attack_runs + len(of_role(needed, "student")))
+    # one forward with all passes in it, but for what the attack reads before there is an x̃, or goes through
+    of_teacher = of_role(needed, "teacher")
+    before = {"rslad": [6], "adaad": [6] * STEPS}.get(objective.attack, []) if attacked else []
+    left = of_teacher - ({"teacher_nat"} if objective.attack == "rslad" else set())
+    assert teacher == before + ([6 * len(left)] if left else [])
+    of_natural = of_role(needed, "natural_teacher")
+    assert natural == ([6 * len(of_natural)] if of_natural else [])
+    assert average == ([6] if "average_nat" in needed else [])
     assert (result.adversarial is not None) == attacked
 
 
@@ -88,11 +105,20 @@ def test_the_counts_of_the_papers_methods_in_numbers(networks, batch):
         ("iad1", 60, (STEPS + 2, 1, 0)),
         ("iad2", 39, (STEPS + 1, 1, 1)),
         ("iad2", 40, (STEPS + 2, 1, 1)),
+        ("rslad", 0, (STEPS + 2, 1, 0)),
+        ("adaad", 0, (STEPS + 1, STEPS + 1, 0)),
+        ("adaiad", 60, (STEPS + 2, STEPS + 1, 0)),
+        ("iad_rslad", 90, (STEPS + 2, 2, 0)),
+        ("mtard", 0, (STEPS + 2, 1, 1)),
+        ("mart", 0, (STEPS + 2, 0, 0)),
     ]:
         fresh = tuple(copy.deepcopy(network) for network in networks)
         counts = [count_forwards(network) for network in fresh]
         build_step(build(name), fresh)(*batch, epoch=epoch)
-        assert tuple(len(sizes) for sizes in counts) == expected, (name, epoch)
+        assert tuple(len(sizes) for sizes in counts) == (*expected, 0), (name, epoch)
+    counts = [count_forwards(network) for network in networks]
+    build_step(build("adr"), networks)(*batch, epoch=0)
+    assert tuple(len(sizes) for sizes in counts) == (STEPS + 1, 0, 0, 1)
 
 
 @EVERY
@@ -100,24 +126,28 @@ def test_the_counts_of_the_papers_methods_in_numbers(networks, batch):
 def test_a_step_is_its_passes_run_one_by_one(name, epoch, networks, batch):
     objective = OBJECTIVES[name]
     images, labels = batch
-    slow_student, slow_teacher, slow_natural = (copy.deepcopy(network) for network in networks)
+    slow_student, slow_teacher, slow_natural, slow_average = (copy.deepcopy(n) for n in networks)
     result = build_step(objective, networks)(images, labels, epoch=epoch, noise=start(batch))
     result.loss.total.backward()
 
     needed, logits = objective.needs(epoch=epoch), {}
-    adversarial = None
+    adversarial = mirror = None
     if needed & ADVERSARIAL_PASSES:
-        attack = attacks.build(
-            objective.attack, slow_student, steps=STEPS, training=objective.attack_training
-        )
-        adversarial = attack(images, labels, noise=start(batch))
+        attack = build_attack(objective, slow_student, slow_teacher)
+        given = {"target": slow_teacher(images)} if objective.attack == "rslad" else {}
+        adversarial = attack(images, labels, noise=start(batch), **given)
         assert torch.equal(result.adversarial, adversarial)
+        mirror = (images - (adversarial - images)).clamp(0, 1)
     for p, network, pixels in [  # the student sees x̃ before x, as in the released code
         ("student_adv", slow_student, adversarial),
         ("student_nat", slow_student, images),
         ("teacher_nat", slow_teacher, images),
         ("teacher_adv", slow_teacher, adversarial),
         ("natural_teacher_adv", slow_natural, adversarial),
+        ("natural_teacher_nat", slow_natural, images),
+        ("average_nat", slow_average, images),
+        ("student_mirror", slow_student, mirror),
+        ("teacher_mirror", slow_teacher, mirror),
     ]:
         if p in needed:
             logits[p] = network(pixels) if p.startswith("student") else network(pixels).detach()
@@ -143,7 +173,7 @@ def test_a_steps_loss_is_the_loops(networks, batch):
 def test_teachers_carry_no_graph_and_are_left_alone(name, networks, batch):
     before = [copy.deepcopy(network.state_dict()) for network in networks[1:]]
     result = build_step(OBJECTIVES[name], networks)(*batch, epoch=AFTER)
-    for p in ("teacher_nat", "teacher_adv", "natural_teacher_adv"):
+    for p in [name for name in PASSES if not name.startswith("student_")]:
         logits = getattr(result.outputs, p)
         if logits is not None:
             assert not logits.requires_grad
@@ -193,7 +223,7 @@ def test_noise_is_where_the_attack_starts(networks, batch):
 
 def test_the_same_noise_gives_the_same_images_and_other_noise_others(tiny_network, batch):
     def adversarial(noise):
-        student, *teachers = (tiny_network(seed=seed) for seed in (1, 2, 3))
+        student, *teachers = (tiny_network(seed=seed) for seed in (1, 2, 3, 4))
         networks = student, *(teacher.eval() for teacher in teachers)
         return build_step(objectives.at(), networks)(*batch, epoch=0, noise=noise).adversarial
 

@@ -168,6 +168,7 @@ call("at_resnet18", *{arguments!r})
 """
 
 
+@pytest.mark.slow
 def test_a_killed_and_continued_run_shows_each_epoch_once(here):
     arguments = [
         *TINY,

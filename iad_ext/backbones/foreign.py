@@ -367,6 +367,7 @@ def _candidates(
     small = {"base_width": 16, "shortcut": "pad"}
     for name, arguments in (
         ("cifar_resnet8", {"blocks": (1, 1, 1), **small}),
+        ("cifar_resnet8_s2", {"blocks": (1, 1, 1), "base_width": 32, "stem_stride": 2}),
         ("cifar_resnet18", {}),
         ("cifar_resnet20", {"blocks": (3, 3, 3), **small}),
     ):

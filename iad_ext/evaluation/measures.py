@@ -275,7 +275,7 @@ def _passes(
     if name != "natural":
         attack = GRADIENT_ATTACKS[name].build(subject, eps)
         if attack.random_start:
-            starts = _starts(attack, name, seed, tuple(data.images.shape[1:]))
+            starts = starting_noise(attack, name, seed, tuple(data.images.shape[1:]))
     for first in range(done, len(data), batch_size):
         images, labels = data.batch(slice(first, first + batch_size))
         if attack is not None:
@@ -285,7 +285,7 @@ def _passes(
         yield predicts(logits, labels), logits.isfinite().all(dim=1)
 
 
-def _starts(attack: PGD, name: str, seed: int, shape: tuple[int, ...]) -> Callable[[int, int], Tensor]:
+def starting_noise(attack: PGD, name: str, seed: int, shape: tuple[int, ...]) -> Callable[[int, int], Tensor]:
     """Return the function that gives the starting noise of the images at positions first … last − 1.
 
     Noise is drawn for whole blocks of images on the CPU: the same for every batch size, device and number of
@@ -417,7 +417,7 @@ class _Course:
         kept, all_ = self.kept, self.data
         data = Sample(all_.images[:limit], all_.labels[:limit], all_.device, all_.dtype)
         unit = PGD(self.subject, eps=1.0)  # noise in [−1, 1], the same for every radius
-        starts = _starts(unit, "curve", self.seed, tuple(data.images.shape[1:]))
+        starts = starting_noise(unit, "curve", self.seed, tuple(data.images.shape[1:]))
         stands: dict[float, Flags] = {}
         for radius in curves.radii(self.eps):
             name, before = f"curve {show_fraction(radius)}", kept.seconds.get("curve", 0.0)

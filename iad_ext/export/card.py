@@ -103,7 +103,8 @@ def _objective(record: Record) -> objectives.Objective | None:
         return None
     flat = {f"objective.{key}": value for key, value in record.settings["objective"].items()}
     settings = settings_.override(settings_.Settings(), flat).objective
-    return objectives.build(settings.name, **settings_.objective_arguments(settings))
+    epochs = record.settings["train"]["epochs"]
+    return objectives.build(settings.name, **settings_.objective_arguments(settings, epochs=epochs))
 
 
 def _accuracy(record: Record) -> Iterator[str]:

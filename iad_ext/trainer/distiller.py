@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iad_ext import attacks, objectives, precision
+from iad_ext import attacks, compiling, objectives, precision
 from iad_ext.backbones import load_network
 from iad_ext.batches import share
-from iad_ext.checks import check_mapping
+from iad_ext.checks import check_mapping, check_name
+from iad_ext.compiling import Compilation
 from iad_ext.evaluation import accuracy_under
-from iad_ext.loop import Engine, Source, accelerator_for
+from iad_ext.loop import OBSERVED, Diagnostics, Engine, Source, accelerator_for
 from iad_ext.modes import frozen, mode
 from iad_ext.names import known_arguments, refuse_unknown, unknown
 from iad_ext.objectives import ADVERSARIAL_PASSES, Objective
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 Teacher: TypeAlias = PyTorchClassifier | nn.Module | str | PathLike[str]
 Data: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
 # an objective given by name takes its warm-up from the run: the paper's 60 and 40 of 200 epochs
-WARMUP_SHARE = {"iad1": 0.3, "iad1_down": 0.3, "iad2": 0.2}
+WARMUP_SHARE = {"iad1": 0.3, "iad1_down": 0.3, "iad2": 0.2, "adaiad": 0.3, "iad_rslad": 0.3, "iad_mtard": 0.3}
 # images of all epochs together from which on a measurement of precisions, which costs as much as 80, pays
 WORTH_MEASURING = 1000
 ENOUGH_TO_JUDGE = 32  # images on which a teacher that is right no more often than chance is suspect
@@ -74,6 +75,11 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         precision: `fp32`, `bf16`, `fp16`, or `auto` to take what `accelerate launch` asks for, else what a short
             measurement finds fastest. One measurement serves a whole process; name a precision to have the same
             bits in another.
+        diagnostics: run the teacher for `history` alone too, where the objective does not read it: in every step
+            (`full`), in every second one (`half`), or not (`off`). Training is the same to the last bit.
+        compile: how the attack runs: `off` (eager), `step` (one compiled step), `graphs` (a CUDA graph), or `auto` to
+            take graphs where a trial on a GPU finds them faster. What fails is left out with a warning; ART's and
+            torchattacks' own attacks run eagerly.
 
     Attributes:
         history: figures of every epoch of the last fit, under the names of a run folder's `metrics.jsonl`.
@@ -98,6 +104,8 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         objective_settings: Mapping[str, Any] | None = None,
         seed: int = 0,
         precision: str = "auto",
+        diagnostics: Literal["full", "half", "off"] = "half",
+        compile: str = "auto",  # noqa: A002 (the setting's name everywhere)
     ) -> None:
         if not isinstance(classifier, PyTorchClassifier):
             raise ValueError(f"classifier must be an ART PyTorchClassifier, got {type(classifier).__name__}")
@@ -108,6 +116,12 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         self._eps = student.clip.as_pixels(eps)
         self._seed = _whole_number("seed", seed, at_least=0)
         self._precision = _known_precision(precision, student)
+        if diagnostics not in OBSERVED:
+            raise ValueError(unknown("diagnostics", str(diagnostics), OBSERVED))
+        self._diagnostics: Diagnostics = diagnostics
+        check_name("compile", compile)
+        compiling.check(compile)
+        self._compile = compile
         self._objective = objective
         self._objective_settings = {} if objective_settings is None else objective_settings
         check_mapping("objective_settings", self._objective_settings, "{'beta': 0.1}")
@@ -244,6 +258,10 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             stack.enter_context(_memory_format(networks, optimizer, channels_last=decided.channels_last))
             stack.callback(optimizer.zero_grad, set_to_none=True)
             stack.callback(self._classifier._model.eval)  # as ART's trainers do, here also where one fails
+            compilation = Compilation("off", "nothing is attacked")
+            if attack is not None:
+                compilation = self._compilation(attack, source, accelerator.autocast, world, keeper)
+                attack = compiling.compiled(attack, compilation)
             engine = Engine(
                 accelerator=accelerator,
                 student=student,
@@ -254,10 +272,11 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
                 seed=seed,
                 teacher=self._teachers.get("teacher"),
                 natural_teacher=self._teachers.get("natural_teacher"),
+                diagnostics=self._diagnostics,
             )
             first_epoch, first_step, self.history = 0, 0, []
             if keeper is not None:
-                keeper.precision = decided
+                keeper.precision, keeper.compilation = decided, compilation
                 first_epoch, first_step = keeper.restore(engine, step_scheduler)
                 self.history = keeper.history
             for epoch in range(first_epoch, nb_epochs):
@@ -296,6 +315,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             "optimizer": type(self._classifier.optimizer).__name__,
             "scheduler": [type(scheduler).__name__, getattr(scheduler, "last_epoch", None)],
             "precision": self._precision,
+            "compile": self._compile,
             "teachers": {role: digest(net.state_dict()) for role, net in self._teachers.items()},
             "validation": None if validation is None else digest(dict(zip("xy", validation, strict=True))),
         }
@@ -340,6 +360,30 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         assert agreed is not None
         return agreed
 
+    def _compilation(
+        self,
+        attack: Attack,
+        source: Source,
+        autocast: compiling.Autocast,
+        world: World,
+        keeper: Keeper | None,
+    ) -> Compilation:
+        """How the attack is run: as asked for, as the fit was begun, or as a trial on the first batch finds."""
+        before = keeper.compilation if keeper else None
+        wanted, reason = self._compile, "asked for"
+        if before is not None:
+            wanted, reason = before.kind, before.reason if before.kind == "off" else "as the fit was begun"
+        images = source.batch(0, 0, part=world.process_index, parts=world.num_processes).images
+        found = compiling.decide(
+            wanted,
+            attack,
+            images,
+            classes=self._classes,
+            autocast=autocast,
+            reason=reason,
+        )
+        return from_main(found)
+
     def _training_attack(
         self, student: "PixelModule", objective: Objective, nb_epochs: int, decided: Precision
     ) -> Attack | None:
@@ -352,6 +396,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         return attacks.build(
             objective.attack if objective.attack != "none" else "pgd",
             student,
+            teacher=self._teachers.get("teacher"),
             eps=self._eps,
             alpha=self._eps / 4,
             training=objective.attack_training,
@@ -397,6 +442,8 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         settings = dict(self._objective_settings)
         if self._objective in WARMUP_SHARE:
             settings.setdefault("warmup_epochs", round(WARMUP_SHARE[self._objective] * nb_epochs))
+        if self._objective in objectives.ROWS and objectives.takes(self._objective, "ramp_epochs", settings):
+            settings.setdefault("ramp_epochs", nb_epochs)
         return objectives.build(self._objective, **settings)
 
     def _require_teachers(self, objective: Objective, nb_epochs: int, *, given: Mapping[str, object]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from iad_ext import checkpoint
 from iad_ext.checkpoint import Checkpoint
+from iad_ext.compiling import Compilation
 from iad_ext.loop import Engine
 from iad_ext.precision import Precision
 from iad_ext.processes import from_main
@@ -33,6 +34,7 @@ class Keeper:
     Attributes:
         history: the records of the epochs that are done.
         precision: the arithmetic that the fit was begun in; None for a new fit.
+        compilation: how its attack was run, likewise.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class Keeper:
             )
         self.history: list[dict[str, Any]] = []
         self.precision: Precision | None = None
+        self.compilation: Compilation | None = None
         if self._saved is not None:
             self._refuse_another(self._saved.state["fit"])
             self.precision = Precision(**self._saved.state["precision"])
+            self.compilation = Compilation(**self._saved.state["compile"])
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -114,8 +118,14 @@ class Keeper:
         tensors, numbers = engine.state(within_epoch=step > 0)
         if self._main:
             assert self.precision is not None
-            precision = dataclasses.asdict(self.precision)
-            state = {"engine": numbers, "fit": self._fit, "history": self.history, "precision": precision}
+            assert self.compilation is not None
+            state = {
+                "engine": numbers,
+                "fit": self._fit,
+                "history": self.history,
+                "precision": dataclasses.asdict(self.precision),
+                "compile": dataclasses.asdict(self.compilation),
+            }
             checkpoint.save(
                 self._folder, Checkpoint(epoch=epoch, step=step, tensors=tensors, state=state), keep=KEEP
             )

@@ -15,9 +15,12 @@ from test_art_trainer import OnlyGetBatch, classifier, digits, distiller, equal,
 from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau
 
-from iad_ext import checkpoint
+from iad_ext import checkpoint, compiling
 from iad_ext.checkpoint import CheckpointError
+from iad_ext.compiling import Compilation
 from iad_ext.loop import Engine
+
+pytestmark = pytest.mark.slow
 
 EPOCHS, BATCH = 3, 16
 
@@ -179,6 +182,33 @@ def test_the_precision_is_the_one_it_was_begun_in(digits, teacher, tmp_path, mon
     _same(again, whole)
 
 
+def test_the_attack_is_run_as_the_fit_was_begun(digits, teacher, tmp_path, monkeypatch):  # noqa: F811
+    wanted, taken = [], []
+
+    def decide(way, attack, images, **how):
+        wanted.append((way, how["reason"]))
+        return Compilation("step", "measured: here")
+
+    def step_of(attack):
+        taken.append(attack)
+        return attack.take_step
+
+    monkeypatch.setattr(compiling, "decide", decide)
+    monkeypatch.setattr(compiling, "CompiledStep", step_of)
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_update", _die_after(5))
+        with pytest.raises(_Kill):
+            _fit(distiller(student(), teacher), digits, tmp_path)
+    again = distiller(student(), teacher)
+    _fit(again, digits, tmp_path)
+    assert wanted == [("auto", "asked for"), ("step", "as the fit was begun")]
+    assert len(taken) == 2
+    monkeypatch.undo()
+    whole = distiller(student(), teacher, compile="off")
+    _fit(whole, digits)
+    _same(again, whole)  # the stand-in of a compiled step is the eager one
+
+
 # ------------------------------------------------------------------------------------------- what is refused
 
 
@@ -191,6 +221,7 @@ def test_the_precision_is_the_one_it_was_begun_in(digits, teacher, tmp_path, mon
         ({"door": {"seed": 5}}, "  seed: 0 before, 5 now"),
         ({"door": {"eps": 0.2}}, "  eps: "),
         ({"door": {"objective": "ard"}}, "  objective: "),
+        ({"door": {"compile": "off"}}, "  compile: auto before, off now"),
         ({"images": 3}, "  data: "),
         ({"teacher": 8}, "  teachers: "),
     ],

@@ -238,6 +238,22 @@ def test_a_second_fit_goes_on_from_epoch_0_with_validation(digits, teacher):
     assert not any(torch.equal(a, b) for a, b in zip(momentum, now, strict=True))
 
 
+def test_diagnostics_change_the_history_and_no_bit_of_the_student(digits, teacher):
+    x, y, *_ = digits
+    trained = {}
+    for diagnostics in ("full", "half", "off"):
+        trainer = distiller(classifier(), teacher, objective="ard", diagnostics=diagnostics)
+        trainer.fit(x[:64], y[:64], nb_epochs=1, batch_size=16)
+        (record,) = trainer.history
+        seen = record["trust/histogram"]
+        trained[diagnostics] = weights(trainer), None if seen is None else sum(seen)
+    assert [images for _, images in trained.values()] == [64, 32, None]
+    assert equal(trained["full"][0], trained["off"][0])
+    assert equal(trained["half"][0], trained["off"][0])
+    with pytest.raises(ValueError, match="unknown diagnostics 'ful'; did you mean 'full'"):
+        distiller(classifier(), teacher, diagnostics="ful")
+
+
 def test_a_second_fit_takes_another_order(digits, teacher):
     x, y, *_ = digits
     orders = []
@@ -1000,6 +1016,7 @@ def test_nothing_passes_through_numpy_when_the_attack_is_native(digits, teacher,
         distiller(student, teacher, attack).fit(x[:48], y[:48], nb_epochs=1)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(digits, teacher):
     x, y, *_ = digits
 
@@ -1482,6 +1499,10 @@ def test_bad_constructor_arguments(digits, teacher):
         distiller(student, classifier(teacher, clip_values=None))
     with pytest.raises(ValueError, match="unknown precision 'bf32'; did you mean 'fp32'"):
         distiller(student, teacher, precision="bf32")
+    with pytest.raises(ValueError, match="unknown way to compile 'graph'; did you mean 'graphs'"):
+        distiller(student, teacher, compile="graph")
+    with pytest.raises(TypeError, match="compile must be a name"):
+        distiller(student, teacher, compile=True)
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         distiller(student, teacher, precision="fp16")
     for seed in (-1, 1.5, None, "7"):
@@ -1577,6 +1598,7 @@ def two_processes(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_each_other(two_processes):
     first, second = two_processes
     for name in ("arrays", "generator", "foreign", "measured"):
@@ -1590,6 +1612,7 @@ def test_two_processes_agree_with_each_other(two_processes):
         assert refused.startswith("a batch of 1 images cannot be shared by 2 processes")
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(two_processes):
     one, (first, _) = art_multi_process.fits(), two_processes
     for name in ("arrays", "generator"):

@@ -35,6 +35,8 @@ from iad_ext.data import load_splits
 from iad_ext.run import run
 from iad_ext.settings import from_command_line, from_yaml, override, to_yaml
 
+pytestmark = pytest.mark.slow
+
 LONG = os.environ.get("IAD_EXT_FAULTS") == "long"
 EXAMPLES = 60 if LONG else 16
 

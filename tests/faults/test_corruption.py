@@ -11,6 +11,8 @@ import pytest
 from killing import differences
 from recipe_files import TINY, call
 
+pytestmark = pytest.mark.slow
+
 LONG = os.environ.get("IAD_EXT_FAULTS") == "long"
 FLIPS = 8 if LONG else 1
 

@@ -15,6 +15,8 @@ import pytest
 from killing import Clock, Command, Forked, ForkServer, differences, lines, recipe, stamp, unfinished, wait
 from recipe_files import TINY
 
+pytestmark = pytest.mark.slow
+
 LONG = os.environ.get("IAD_EXT_FAULTS") == "long"
 
 WARMUP, EPOCHS = 2, 4

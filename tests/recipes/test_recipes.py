@@ -14,6 +14,7 @@ import pytest
 import recipe_files
 from recipe_files import ENVIRONMENT, RECIPES, TINY, command, load
 from safetensors.torch import load_file
+from test_recipes_since import SOURCES
 
 from iad_ext import load_network
 from iad_ext.settings import from_yaml
@@ -26,7 +27,8 @@ LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--num_proc
 
 def test_the_set_is_every_method_with_every_student():
     assert len(NAMES) == 21
-    assert recipe_files.names() == sorted(NAMES)
+    others = {f"{method}_resnet18" for method in SOURCES}
+    assert set(recipe_files.names()) == {*NAMES, *others}
 
 
 # ------------------------------------------------------------------------------------------- the paper's numbers
@@ -111,8 +113,15 @@ def test_the_numbers_are_the_paper_s(method, student):
         "accumulation": 1,
         "seed": 0,
         "non_finite": "stop",
+        "bn_order": "lean",
+        "rates": "drops",
+        "rate_warmup": 0,
+        "awp": 0.0,
+        "awp_start": 0,
+        "augment": "crop",
+        "cutmix": 0.0,
     }
-    objective = {"name": method, **OBJECTIVE[method]}
+    objective = {"name": method, "introspect": False, **OBJECTIVE[method]}
     if method in ("ard", "iad1"):
         objective["label_weight"] = LABEL_WEIGHT[student]
     if (method, student) in WARMUP:
@@ -122,7 +131,12 @@ def test_the_numbers_are_the_paper_s(method, student):
     attack = {"name": name, "mode": mode, "eps": 8 / 255, "step": 2 / 255, "steps": 10}
     assert _set(settings.attack) == attack
     assert _set(settings.student) == {"name": NETWORKS[student], "normalize": False}
-    assert _set(settings.data) == {"name": DATA[student], "selection": "holdout", "holdout": 1000}
+    assert _set(settings.data) == {
+        "name": DATA[student],
+        "selection": "holdout",
+        "holdout": 1000,
+        "extra_share": 0.0,
+    }
     assert (settings.teacher, settings.natural_teacher) == TEACHERS.get(method, (None, None))
     assert settings.eval.attacks == "natural,fgsm,pgd20,cw_inf,aa"
     assert (settings.eval.eps, settings.eval.of) == (8 / 255, "best,last")
@@ -196,6 +210,7 @@ def _folder(runs, name):
     return runs[0] / "runs" / "digits" / f"{name}{teacher}" / "seed0"
 
 
+@pytest.mark.slow
 def test_every_recipe_ran(runs):
     folder, printed = runs
     assert sorted(printed) == sorted(NAMES)
@@ -203,10 +218,11 @@ def test_every_recipe_ran(runs):
     assert where == sorted(_folder(runs, name).relative_to(folder) for name in NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_folder_holds_what_it_should(runs, name):
     folder = _folder(runs, name)
-    found = {path.name for path in folder.iterdir()} - {".lock", "report.html"}
+    found = {path.name for path in folder.iterdir()} - {".lock"}
     assert found == {
         "settings.yaml",
         "environment.json",
@@ -218,6 +234,7 @@ def test_a_run_folder_holds_what_it_should(runs, name):
         "evaluation",
         "robust.safetensors",
         "results.json",
+        "report.html",
     }
     for which in ("best", "last"):
         assert {path.name for path in (folder / which).iterdir()} == {"model.safetensors", "config.json"}
@@ -226,6 +243,7 @@ def test_a_run_folder_holds_what_it_should(runs, name):
     assert not [path for path in folder.rglob("*") if path.suffix in {".pt", ".pth", ".pkl", ".tmp", ".part"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_settings_are_its_command_line(runs, name):
     settings = from_yaml((_folder(runs, name) / "settings.yaml").read_text(encoding="utf-8"))
@@ -235,18 +253,21 @@ def test_its_settings_are_its_command_line(runs, name):
     assert settings.objective.name == load(name).settings.objective.name
 
 
-# the passes of each method in its last epoch, after warm-up where there is one
-STUDENT, TEACHER, NATURAL = "train/acc_", "teacher/acc_", "natural_teacher/acc_on_student_adv"
+# what is known of each method in its last epoch, after warm-up where there is one; the teacher is seen by all that have
+# one, on x and on x̃
+STUDENT, NATURAL = "train/acc_", "natural_teacher/acc_on_student_adv"
+CASES = {f"cases/{case}" for case in ("reliable", "unreliable", "wrong", "recovered")}
+COMBINED = "combined/acc_on_student_adv"
+TEACHER = {"teacher/acc_nat", "teacher/acc_on_student_adv", "teacher/entropy_on_student_adv", *CASES}
 KNOWN = {
     "st": {STUDENT + "nat"},
     "at": {STUDENT + "adv"},
     "trades": {STUDENT + "adv", STUDENT + "nat"},
-    "ard": {STUDENT + "adv", TEACHER + "nat"},
-    "akd2": {STUDENT + "adv", TEACHER + "on_student_adv", NATURAL},
-    "iad1": {STUDENT + "adv", STUDENT + "nat", TEACHER + "nat", TEACHER + "on_student_adv"},
-    "iad2": {STUDENT + "adv", STUDENT + "nat", TEACHER + "on_student_adv", NATURAL},
+    "ard": {STUDENT + "adv", *TEACHER},
+    "akd2": {STUDENT + "adv", NATURAL, *TEACHER},
+    "iad1": {STUDENT + "adv", STUDENT + "nat", COMBINED, *TEACHER},
+    "iad2": {STUDENT + "adv", STUDENT + "nat", NATURAL, COMBINED, *TEACHER},
 }
-CASES = {f"cases/{case}" for case in ("reliable", "unreliable", "wrong", "recovered")}
 TERMS = {
     "st": {"label"},
     "at": {"label"},
@@ -258,6 +279,7 @@ TERMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_metrics_are_flat_and_null_where_a_pass_did_not_run(runs, name):
     method, student = name.split("_")
@@ -270,19 +292,29 @@ def test_its_metrics_are_flat_and_null_where_a_pass_did_not_run(runs, name):
         "eval/natural",
         "eval/pgd10",
         "trust/mean",
-        *CASES,
+        "trust/histogram",
+        "introspection/share",
         *set().union(*KNOWN.values()),
     }
     labelled = method in LABELLED and student == "preactresnet18"
     terms = TERMS[method] | ({"label"} if labelled else set())
     assert set(last) == always | {f"loss/{term}" for term in terms}
+    counts = last.pop("trust/histogram")
     assert all(value is None or isinstance(value, int | float) for value in last.values())
-    figures = {key for key in last if key.startswith((STUDENT, TEACHER, "natural_teacher/"))}
-    known = KNOWN[method] | ({STUDENT + "nat"} if labelled else set())
+    figures = {
+        key
+        for key in last
+        if key.startswith((STUDENT, "teacher/", "natural_teacher/", "combined/", "cases/"))
+    }
+    known = KNOWN[method] | ({STUDENT + "nat", COMBINED} if labelled else set())
     assert {key for key in figures if last[key] is not None} == known
-    assert (last["trust/mean"] is not None) == (method in ("iad1", "iad2"))
-    assert all((last[key] is not None) == (method == "iad1") for key in CASES)
-    if method == "iad1":
+    introspective, taught = method in ("iad1", "iad2"), method in ("ard", "akd2", "iad1", "iad2")
+    assert (last["trust/mean"] is not None) == introspective
+    assert (last["introspection/share"] is not None) == introspective
+    # all 64 images where the objective reads T(x̃), else every second batch of 16
+    seen = {"iad1": 64, "iad2": 64, "akd2": 64, "ard": 32}
+    assert (None if counts is None else sum(counts)) == seen.get(method)
+    if taught:
         assert sum(last[key] for key in CASES) == pytest.approx(100)
     assert (last["eval/pgd10"] is None) == (method == "st")
     assert [line["lr"] for line in lines] == pytest.approx(RATES_OF_TWO_EPOCHS[TRAINING[method][student][1]])
@@ -293,6 +325,7 @@ LABELLED = ("ard", "iad1")  # λ > 0 with a PreActResNet-18 alone
 RATES_OF_TWO_EPOCHS = {(100, 150): [0.1, 0.01], (50, 80): [0.1, 0.01], (30, 60): [0.1, 0.001]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_results_are_in_percent_with_their_provenance(runs, name):
     method, student = name.split("_")
@@ -319,12 +352,14 @@ def test_its_results_are_in_percent_with_their_provenance(runs, name):
     assert environment["hardware"]["cpu"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_networks_load(runs, name):
     for source in (_folder(runs, name), _folder(runs, name) / "last"):
         assert load_network(source).num_classes == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_says_what_it_does(runs, name):
     printed = runs[1][name]
@@ -336,6 +371,7 @@ def test_it_says_what_it_does(runs, name):
 # ------------------------------------------------------------------------------------------- command line
 
 
+@pytest.mark.slow
 def test_help_is_grouped_and_says_defaults_units_and_places_in_the_paper(tmp_path):
     shown = _done(command("iad1_wrn34", "--help"), tmp_path, COLUMNS="100")  # one column
     for group in ("data", "student", "objective", "attack", "train", "eval", "checkpoint"):
@@ -357,6 +393,7 @@ def test_help_is_grouped_and_says_defaults_units_and_places_in_the_paper(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_exit_codes_reach_the_shell(tmp_path):
     """Wrong input is 2, stopped training 3, a folder that cannot be written 4; each with one plain sentence."""
     (tmp_path / "file").write_text("")
@@ -380,6 +417,7 @@ def _lines(folder):
     return [{k: v for k, v in record.items() if not k.startswith(("time/", "memory/"))} for record in records]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights_and_lines(runs):
     """SIGKILL in the middle of an epoch, as a machine that goes away."""
     folder, _ = runs
@@ -409,6 +447,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_lines(runs):
     assert len(_lines(folder / "whole")) == 6
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run(runs):
     """The same recipe, two ranks: one folder, every line once, every image counted once."""
     folder, _ = runs

@@ -1,0 +1,207 @@
+"""Differences between networks that were measured on the same images: intervals, McNemar's test, power.
+
+Two things make a difference between two methods uncertain: which images were tested, and which seeds were trained.
+Images are resampled in pairs (an image that both networks get right says nothing). Seeds are few, and resampling three
+of them would claim more than they know: their spread, pooled over all rows of a study, enters with Student's t.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Flags: TypeAlias = npt.NDArray[np.bool_]  # of a run: which images it gets right
+
+REPLICATES = 4000
+# what the power statement takes for two students of one teacher before any is trained: the share of images on which
+# just one of the two is right, and the spread of one method's accuracy over seeds
+DISAGREEMENT, SEED_SPREAD = 0.15, 0.3
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How much a method's accuracy differs from seed to seed, beyond what finitely many images explain.
+
+    Attributes:
+        variance: in squared percentage points.
+        degrees: of freedom it was estimated with; 0 where no method has two seeds.
+    """
+
+    variance: float
+    degrees: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of `a` minus that of `b`, in percentage points.
+
+    Attributes:
+        difference: mean over images and seeds.
+        low: end of the 95% interval.
+        high: the other end.
+        seeds: runs on the side that has fewer.
+        n: images.
+        mcnemar_p: p-value of McNemar's exact test; over several seeds twice the median of theirs.
+    """
+
+    difference: float
+    low: float
+    high: float
+    seeds: int
+    n: int
+    mcnemar_p: float
+
+    @property
+    def verdict(self) -> str:
+        """`higher` or `lower` where the interval leaves out 0, else `tie`."""
+        if self.low > 0:
+            return "higher"
+        return "lower" if self.high < 0 else "tie"
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and standard deviation with n − 1 in the denominator; None of a single value.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not values:
+        raise ValueError("expected at least one value, got none")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def mcnemar(a: Flags, b: Flags) -> float:
+    """P-value of McNemar's exact test: were the images on which just one of two is right a fair coin's?
+
+    Two-sided. Source: McNemar (1947), with the binomial distribution in place of χ².
+
+    Raises:
+        ValueError: not the same number of images.
+    """
+    _check_pair(a, b)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def spread_over_seeds(rows: Sequence[Sequence[Flags]]) -> Spread:
+    """Pool the spread over seeds of several methods.
+
+    The variance of a method's accuracies over seeds holds noise of the images too, on which its networks disagree;
+    the bootstrap over images has that already, and it is taken off here.
+
+    Args:
+        rows: of each method the flags of its runs, on the same images within a row.
+    """
+    total, degrees = 0.0, 0
+    for runs in rows:
+        if len(runs) < 2:
+            continue
+        right = 100 * np.stack(runs).astype(float)  # (seeds, images)
+        observed = right.mean(axis=1).var(ddof=1)
+        of_images = right.var(axis=0, ddof=1).mean() / right.shape[1]
+        total += (observed - of_images) * (len(runs) - 1)
+        degrees += len(runs) - 1
+    return Spread(variance=max(0.0, total / degrees) if degrees else 0.0, degrees=degrees)
+
+
+def paired_difference(
+    a: Sequence[Flags],
+    b: Sequence[Flags],
+    *,
+    spread: Spread | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Difference:
+    """Compare two methods by the flags of their runs, all on the same images.
+
+    A replicate draws images with replacement, the same for all runs, and adds what other seeds would have changed:
+    a draw of Student's t with the spread's degrees of freedom. The interval holds the middle 95%.
+
+    Args:
+        a: flags of each run of one method.
+        b: of the other.
+        spread: over seeds; None leaves it out: the interval then speaks of these very networks.
+        replicates: of the bootstrap.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no runs, or flags of different images.
+    """
+    if not a or not b:
+        raise ValueError("expected at least one run of each method, got none")
+    for runs in (a, b):
+        for flags in runs:
+            _check_pair(flags, a[0])
+    draws = np.random.default_rng(seed)
+    per_image = 100 * (np.mean(np.stack(a), axis=0) - np.mean(np.stack(b), axis=0))
+    n = len(per_image)
+    # images are drawn by how often each value of the difference is: there are few values
+    values, counts = np.unique(per_image.round(9), return_counts=True)
+    means = draws.multinomial(n, counts / n, size=replicates) @ values / n
+    if spread is not None and spread.degrees:
+        scale = math.sqrt(spread.variance * (1 / len(a) + 1 / len(b)))
+        means = means + scale * draws.standard_t(spread.degrees, size=replicates)
+    low, high = np.quantile(means, [0.025, 0.975])
+    pairs = [mcnemar(one, other) for one, other in zip(a, b, strict=False)]
+    p = pairs[0] if len(pairs) == 1 else min(1.0, 2 * float(np.median(pairs)))
+    return Difference(
+        difference=float(per_image.mean()),
+        low=float(low),
+        high=float(high),
+        seeds=min(len(a), len(b)),
+        n=n,
+        mcnemar_p=p,
+    )
+
+
+def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of `a` minus mean of `b`, with the ends of its 95% interval. Source: Welch (1947).
+
+    Raises:
+        ValueError: fewer than two values on a side: nothing tells how they spread.
+    """
+    if len(a) < 2 or len(b) < 2:
+        raise ValueError(f"expected at least two values of each, got {len(a)} and {len(b)}")
+    found: Any = stats.ttest_ind(a, b, equal_var=False) if np.ptp(a) or np.ptp(b) else None
+    difference = float(np.mean(a) - np.mean(b))
+    if found is None:
+        return difference, difference, difference
+    interval = found.confidence_interval(0.95)
+    return difference, float(interval.low), float(interval.high)
+
+
+def detectable(
+    n: int,
+    seeds: int,
+    *,
+    disagreement: float = DISAGREEMENT,
+    seed_spread: float = SEED_SPREAD,
+    power: float = 0.8,
+) -> float:
+    """The smallest true difference, in points, that a comparison of this size finds with probability `power`.
+
+    Args:
+        n: images.
+        seeds: trained of each method.
+        disagreement: share of images on which just one of the two methods is right.
+        seed_spread: standard deviation of a method's accuracy over seeds, in points.
+        power: how often it is to be found.
+    """
+    if n < 1 or seeds < 1:
+        raise ValueError(f"expected at least one image and one seed, got {n} and {seeds}")
+    error = math.sqrt(100**2 * disagreement / n + 2 * seed_spread**2 / seeds)
+    return float((stats.norm.ppf(0.975) + stats.norm.ppf(power)) * error)
+
+
+def _check_pair(a: Flags, b: Flags) -> None:
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise ValueError(f"paired flags are of the same images; got {a.shape} and {b.shape}")

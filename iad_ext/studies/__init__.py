@@ -1,0 +1,133 @@
+"""The paper's tables and figures as declared grids over the recipes: run, resumed, set beside the paper's numbers.
+
+A study is a YAML file (recipes/studies/), its cells are runs of the recipes, its result is `study.json` and the tables
+made of it. See docs/studies.md.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iad_ext import checkpoint, files, plots
+from iad_ext.checkpoint import CheckpointError
+from iad_ext.report import write as write_page
+from iad_ext.studies import results, runner, tables
+from iad_ext.studies.grid import Cell, Choices, Grid, Study, expand, names, read
+from iad_ext.studies.runner import Outcome, Runner
+
+log = logging.getLogger(__name__)
+
+DONE, FAILED, STOPPED = 0, 3, 5
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a study's cells are run.
+
+    Attributes:
+        jobs: at a time.
+        devices: numbers of the GPUs to share out.
+        shard: (number, of how many): this runner's share of the cells.
+        budget: seconds until running cells are asked to save and end.
+    """
+
+    jobs: int = 1
+    devices: tuple[str, ...] = ()
+    shard: tuple[int, int] = (1, 1)
+    budget: float | None = None
+
+
+def announce(grid: Grid, say: Callable[[str], None] = print) -> None:
+    """Say what a study is and what it can find."""
+    study = grid.study
+    where = f" ({study.table.replace('table', 'Table ')})" if study.table else ""
+    say(f"study      {study.name}: {study.title}{where}")
+    say(f"rows       {len(grid.lines)}, cells {len(grid.cells)} with their teachers")
+    if any(cell.attacks for cell in grid.cells if cell.labels):
+        say(
+            f"power      a comparison by the measure with the fewest images can detect about {results.power(grid):.1f} "
+            "points (80% power, 95% intervals; 15% of images apart, 0.3 points of spread over seeds assumed)"
+        )
+    say(f"folder     {grid.folder}")
+
+
+def listing(grid: Grid, way: Way | None = None) -> list[str]:
+    """How far each cell is, a line a cell."""
+    way = way or Way()
+    return list(runner.listing(runner.shard_of(grid.cells, *way.shard)))
+
+
+def run(grid: Grid, way: Way | None = None, say: Callable[[str], None] = print) -> Outcome:
+    """Run a study's cells, or this share of them."""
+    way = way or Way()
+    cells = runner.shard_of(grid.cells, *way.shard)
+    return Runner(cells, jobs=way.jobs, devices=way.devices, budget=way.budget, say=say).run()
+
+
+def report(grid: Grid) -> dict[str, Any]:
+    """Write `study.json`, tables, figures and page of what is finished; returns what `study.json` holds.
+
+    Raises:
+        CheckpointError: the study's folder cannot be written, or another runner is writing it.
+    """
+    folder = grid.folder
+    content = results.collect(grid)
+    with checkpoint.locked(folder):
+        try:
+            files.write_json(folder / "study.json", content)
+            files.write_text(folder / "table.md", tables.markdown(content))
+            files.write_text(folder / "table.tex", tables.latex(content))
+            files.write_text(folder / "table.csv", tables.comma_separated(content))
+            _draw(grid, folder)
+            write_page(folder)
+        except OSError as error:
+            raise CheckpointError(f"cannot write to the study's folder {folder}: {error}") from error
+    return content
+
+
+def _draw(grid: Grid, folder: Path) -> None:
+    """The study's figures, each of the first seed's runs where all of them are finished."""
+    first = {line.label: line.cells[0] for line in grid.lines}
+    for name, labels in grid.study.figures.items():
+        runs = {label: first[label] for label in labels if label in first}
+        if len(runs) < len(labels) or not all(map(runner.has_results, runs.values())):
+            continue
+        try:
+            read = [plots.Run.read(run, label) for label, run in runs.items()]
+            for suffix in ("png", "svg"):
+                plots.draw(name, read, folder / f"{name}.{suffix}")
+        except plots.NothingToDrawError as error:
+            log.warning("%s is not drawn: %s", name, error)
+
+
+def shards_are_done(grid: Grid) -> bool:
+    """Whether all cells of a study are finished, whoever ran them."""
+    return all(map(runner.is_finished, grid.cells))
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """0 when everything is done, 5 when somebody stopped it, 3 when a cell failed."""
+    if any(outcome.stopped for outcome in outcomes):
+        return STOPPED
+    return FAILED if any(outcome.failed or outcome.left for outcome in outcomes) else DONE
+
+
+__all__ = [
+    "Cell",
+    "Choices",
+    "Grid",
+    "Outcome",
+    "Study",
+    "Way",
+    "announce",
+    "exit_code",
+    "expand",
+    "listing",
+    "names",
+    "read",
+    "report",
+    "run",
+    "shards_are_done",
+]

@@ -1,0 +1,557 @@
+"""A study as data: rows of a table, each a recipe with settings, and what they come to: cells to run.
+
+A cell is one run folder. Its name says what it is (recipe, teacher, settings that differ from the recipe's, seed), so
+that the same cell of two studies is one folder, and a cell with the paper's own settings is the recipe's own folder.
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iad_ext import files, paper, recipes
+from iad_ext import settings as settings_
+from iad_ext.evaluation import ATTACKS
+from iad_ext.names import unknown
+from iad_ext.plan import NAMED_TEACHERS, TRAINING_IMAGES, Plan, default_folder
+from iad_ext.plots import FIGURES
+from iad_ext.settings import Settings
+from iad_ext.studies import overrides as overrides_
+from iad_ext.studies.overrides import Overrides
+
+MEASURES = ("natural", "fgsm", "pgd20", "cw_inf", "aa")
+COSTS = ("seconds_per_epoch", "gpu_mib")  # measured by every run as it trains
+EXPECTED = ("greater", "less", "close")
+TEACHERS = NAMED_TEACHERS
+# images of a data set that --scale takes a fraction of
+WHOLE = {**TRAINING_IMAGES, "digits": 1438}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a study's table.
+
+    Attributes:
+        label: its name, unique within the study.
+        method: of the recipe: `at`, `iad1` …
+        teacher: `at`, `trades`, whatever --teacher takes, or None.
+        settings: what it changes, in epochs of the recipe's own length.
+        against: label of the row that it is compared with.
+        seeds: its own; None for the study's.
+        paper: what tells its row in the paper's table from the others; None where it has none there.
+        data: data sets that it is run on; None for all of the study's.
+    """
+
+    label: str
+    method: str
+    teacher: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    against: str | None = None
+    seeds: tuple[int, ...] | None = None
+    paper: Mapping[str, Any] | None = None
+    data: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper that a study can test.
+
+    Attributes:
+        claim: the sentence.
+        a: label of a row.
+        b: label of another.
+        measure: by which.
+        expect: `greater`, `less` or `close`: a against b.
+        within: for `close`, how many points count as none.
+        checkpoint: `best` or `last`.
+    """
+
+    claim: str
+    a: str
+    b: str
+    measure: str
+    expect: str
+    within: float = 1.0
+    checkpoint: str = "best"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's file declares. See docs/studies.md for the file."""
+
+    name: str
+    title: str
+    data: tuple[str, ...]
+    student: Mapping[str, str]
+    rows: tuple[Row, ...]
+    claims: tuple[Claim, ...] = ()
+    table: str | None = None
+    figures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    measures: tuple[str, ...] = MEASURES
+    seeds: tuple[int, ...] = (0,)
+    teacher_seed: int | None = None
+    settings: Mapping[str, Overrides] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a command line adds to a study.
+
+    Attributes:
+        seeds: instead of the study's.
+        epochs: fraction of the recipe's epochs.
+        images: fraction of the training images.
+        only: patterns of labels; others are left out, the teachers that the rest need are not.
+        data: data sets instead of the study's.
+        settings: by role, over the study's.
+        root: what stands for `runs`.
+    """
+
+    seeds: tuple[int, ...] | None = None
+    epochs: float = 1.0
+    images: float = 1.0
+    only: tuple[str, ...] = ()
+    data: tuple[str, ...] | None = None
+    settings: Mapping[str, Overrides] = field(default_factory=dict)
+    root: Path = Path("runs")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        recipe: its recipe's name.
+        settings: all of them.
+        folder: the run folder.
+        arguments: of the recipe's command line.
+        needs: run folders of its teachers.
+        labels: rows that it belongs to; empty for a run that only teaches.
+    """
+
+    recipe: str
+    settings: Settings
+    folder: Path
+    arguments: tuple[str, ...]
+    needs: tuple[Path, ...]
+    labels: tuple[str, ...]
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """What it is measured by."""
+        return tuple(name for name in self.settings.eval.attacks.split(",") if name)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row on one data set: what it is called in the table, its numbers in the paper, its runs."""
+
+    label: str
+    row: Row
+    data: str
+    cells: tuple[Path, ...]
+    paper: Mapping[str, float]
+
+    @property
+    def against(self) -> str | None:
+        """The label it is compared with, as the table has it."""
+        if self.row.against is None:
+            return None
+        return self.row.against + self.label.removeprefix(self.row.label)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study's lines and the cells they need, in the rows' order, each behind its teachers."""
+
+    study: Study
+    choices: Choices
+    lines: tuple[Line, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where the table goes: `runs/studies/NAME`, with what was changed of the study in its name."""
+        choices = self.choices
+        parts = [self.study.name]
+        if choices.data is not None and choices.data != self.study.data:
+            parts.append("+".join(name.replace("/", "--") for name in choices.data))
+        if (choices.epochs, choices.images) != (1, 1):
+            same = choices.epochs == choices.images
+            parts.append(f"scale{choices.epochs:g}" + ("" if same else f"x{choices.images:g}"))
+        for role, values in choices.settings.items():
+            prefix = "" if role == "all" else f"{role}."
+            parts += [named] if (named := overrides_.named(values, prefix=prefix)) else []
+        return choices.root / "studies" / "-".join(parts)
+
+
+# ------------------------------------------------------------------------------------------- the file
+
+
+def folder() -> Path:
+    """Where the studies' files are."""
+    return recipes.folder() / "studies"
+
+
+def names() -> list[str]:
+    """The studies that come with the package, tables before figures, in the paper's order."""
+
+    def order(name: str) -> tuple[int, int, str]:
+        kind = next((i for i, start in enumerate(("table", "figure")) if name.startswith(start)), 2)
+        digits = "".join(filter(str.isdigit, name))
+        return kind, int(digits) if digits and kind < 2 else 0, name
+
+    return sorted((file.stem for file in folder().glob("*.yaml")), key=order)
+
+
+def read(name: str) -> Study:
+    """Read a study by its name, or from a file of one's own.
+
+    Raises:
+        ValueError: there is none, or something in it is not understood; says what and where.
+    """
+    file = Path(name) if name.endswith((".yaml", ".yml")) else folder() / f"{name}.yaml"
+    if not file.is_file():
+        raise ValueError(unknown("study", name, names()) + "; or a .yaml file")
+    try:
+        content = files.parse_yaml(file.read_text(encoding="utf-8"))
+        return _study(file.stem, content)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _fields(content: object, known: Sequence[str], what: str, needed: Sequence[str] = ()) -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{what} is a mapping, got {content!r}")
+    for key in content:
+        if key not in known:
+            raise ValueError(unknown(f"entry of {what}", str(key), known))
+    for key in needed:
+        if key not in content:
+            raise ValueError(f"{what} needs an entry {key!r}")
+    return dict(content)
+
+
+def _study(name: str, content: object) -> Study:
+    known = [
+        "title",
+        "note",
+        "table",
+        "figures",
+        "data",
+        "student",
+        "measures",
+        "seeds",
+        "teacher_seed",
+        "all",
+        "teachers",
+        "students",
+        "rows",
+        "claims",
+    ]
+    found = _fields(content, known, "a study", needed=("title", "data", "student", "rows"))
+    data = tuple(_list(found["data"]))
+    student = found["student"]
+    rows = tuple(_row(row) for row in _list(found["rows"]))
+    study = Study(
+        name=name,
+        title=str(found["title"]),
+        note=" ".join(str(found.get("note", "")).split()),
+        data=data,
+        student=dict(student) if isinstance(student, Mapping) else dict.fromkeys(data, str(student)),
+        rows=rows,
+        claims=tuple(_claim(claim) for claim in _list(found.get("claims", []))),
+        table=found.get("table"),
+        figures={name: tuple(_list(labels)) for name, labels in dict(found.get("figures", {})).items()},
+        measures=tuple(_list(found.get("measures", MEASURES))),
+        seeds=tuple(map(int, _list(found.get("seeds", 0)))),
+        teacher_seed=found.get("teacher_seed"),
+        settings={role: overrides_.checked(found.get(role), role) for role in ("all", *overrides_.ROLES)},
+    )
+    _check(study)
+    return study
+
+
+def _list(value: object) -> Sequence[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _row(content: object) -> Row:
+    found = _fields(content, [f.name for f in dataclasses.fields(Row)], "a row", needed=("label", "method"))
+    label = str(found["label"])
+    return Row(
+        label=label,
+        method=str(found["method"]),
+        teacher=found.get("teacher"),
+        settings=overrides_.checked(found.get("settings"), f"row {label!r}"),
+        against=found.get("against"),
+        seeds=tuple(map(int, _list(found["seeds"]))) if "seeds" in found else None,
+        paper=found.get("paper"),
+        data=tuple(_list(found["data"])) if "data" in found else None,
+    )
+
+
+def _claim(content: object) -> Claim:
+    needed = ("claim", "a", "b", "measure", "expect")
+    found = _fields(content, [f.name for f in dataclasses.fields(Claim)], "a claim", needed=needed)
+    claim = Claim(**found)
+    if claim.expect not in EXPECTED:
+        raise ValueError(unknown(f"expectation of {claim.claim!r}", claim.expect, EXPECTED))
+    if claim.checkpoint not in ("best", "last"):
+        raise ValueError(unknown(f"checkpoint of {claim.claim!r}", claim.checkpoint, ("best", "last")))
+    return claim
+
+
+def _check(study: Study) -> None:
+    if not study.rows or not study.data:
+        raise ValueError("a study needs at least one row and one data set; there is nothing to run")
+    labels = [row.label for row in study.rows]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"two rows are called {label!r}; labels tell rows apart")
+    for row in study.rows:
+        if row.against is not None and row.against not in labels:
+            raise ValueError(f"row {row.label!r}: {unknown('row', row.against, labels)}")
+    known = {*ATTACKS, *COSTS}
+    for measure in study.measures:
+        if measure not in known:
+            raise ValueError(unknown("measure", measure, known))
+    for claim in study.claims:
+        for label in (claim.a, claim.b):
+            if label not in labels:
+                raise ValueError(f"claim {claim.claim!r}: {unknown('row', label, labels)}")
+        if claim.measure not in study.measures:
+            raise ValueError(f"claim {claim.claim!r}: {unknown('measure', claim.measure, study.measures)}")
+    if study.table is not None:
+        paper.rows(study.table)
+    for name, drawn in study.figures.items():
+        if name not in FIGURES:
+            raise ValueError(unknown("figure", name, FIGURES))
+        for label in drawn:
+            if label not in labels:
+                raise ValueError(f"figure {name}: {unknown('row', label, labels)}")
+
+
+# ------------------------------------------------------------------------------------------- cells
+
+
+def expand(study: Study, choices: Choices) -> Grid:
+    """What a study comes to.
+
+    Raises:
+        ValueError: settings that no run can use, labels that no pattern fits, a setting that rows give too.
+    """
+    _refuse_what_rows_set(study, choices)
+    wanted = [row for row in study.rows if _is_wanted(row, choices.only)]
+    if not wanted:
+        labels = ", ".join(repr(row.label) for row in study.rows)
+        raise ValueError(f"--only {','.join(choices.only)} fits none of the rows: {labels}")
+    data = choices.data or study.data
+    cells: dict[Path, Cell] = {}
+    lines = []
+    for name in data:
+        for row in wanted:
+            # a data set of one's own is everybody's
+            if row.data is not None and name in study.data and name not in row.data:
+                continue
+            seeds = choices.seeds or row.seeds or study.seeds
+            made = [_Maker(study, choices, name, seed).row(row) for seed in seeds]
+            for cell in (cell for needed in made for cell in needed):
+                cells[cell.folder] = _merged(cells.get(cell.folder), cell)
+            label = row.label + (f", {name}" if len(data) > 1 else "")
+            own = tuple(needed[-1].folder for needed in made)
+            lines.append(Line(label, row, name, own, _numbers(study, row, name)))
+    return Grid(study, choices, tuple(lines), tuple(_with_arguments(cell) for cell in cells.values()))
+
+
+def _is_wanted(row: Row, only: Sequence[str]) -> bool:
+    return not only or any(fnmatch.fnmatchcase(row.label, pattern) for pattern in only)
+
+
+def _refuse_what_rows_set(study: Study, choices: Choices) -> None:
+    given = {name for values in choices.settings.values() for name in values}
+    for row in study.rows:
+        for name in row.settings:
+            if name in given:
+                raise ValueError(
+                    f"{settings_.option(name)} is what the rows of {study.name} differ by ({row.label!r} has "
+                    f"{row.settings[name]}); leave it out"
+                )
+
+
+def _numbers(study: Study, row: Row, data: str) -> Mapping[str, float]:
+    if study.table is None or row.paper is None or data not in study.data:
+        return {}
+    return paper.numbers(study.table, data=data, **row.paper)
+
+
+def _merged(known: Cell | None, cell: Cell) -> Cell:
+    """One cell that is measured by all that either is."""
+    if known is None:
+        return cell
+    both = {*known.attacks, *cell.attacks}
+    attacks = ",".join(name for name in ATTACKS if name in both)
+    settings = settings_.override(cell.settings, {"eval.attacks": attacks})
+    labels = tuple(dict.fromkeys((*known.labels, *cell.labels)))
+    return dataclasses.replace(cell, settings=settings, labels=labels)
+
+
+def measured_by(cell: Cell, attacks: Sequence[str]) -> Cell:
+    """The same run, measured by other attacks."""
+    settings = settings_.override(cell.settings, {"eval.attacks": ",".join(attacks)})
+    return _with_arguments(dataclasses.replace(cell, settings=settings))
+
+
+def _with_arguments(cell: Cell) -> Cell:
+    return dataclasses.replace(cell, arguments=tuple(_arguments(cell)))
+
+
+def _arguments(cell: Cell) -> Iterator[str]:
+    """The shortest command line of the recipe that gives the cell's settings."""
+    settings = cell.settings
+    train = settings.train
+    recipe = recipes.load(cell.recipe)
+    given: Overrides = {"data.name": settings.data.name}
+    usual = recipe.defaults(data=settings.data.name)
+    if train.schedule != usual.train.schedule:
+        given["train.schedule"] = train.schedule
+        usual = recipe.defaults(data=settings.data.name, schedule=train.schedule)
+    if train.epochs != usual.train.epochs:
+        given["train.epochs"] = train.epochs
+        usual = settings_.scaled(usual, train.epochs)
+    before = dict(settings_.flat(usual))
+    given |= {name: value for name, value in settings_.flat(settings) if value != before[name]}
+    given.pop("recipe", None)
+    yield from overrides_.arguments(given)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the cells of one data set and seed."""
+
+    study: Study
+    choices: Choices
+    data: str
+    seed: int
+
+    def row(self, row: Row) -> list[Cell]:
+        """The cells of a row: its teachers, then itself."""
+        measured = ",".join(name for name in self.study.measures if name in ATTACKS)
+        return self._cells(row.method, row.teacher, row.settings, measured, row.label, self.seed)
+
+    def _cells(
+        self,
+        method: str,
+        teacher: str | None,
+        own: Mapping[str, Any],
+        measured: str,
+        label: str | None,
+        seed: int,
+    ) -> list[Cell]:
+        student = self.study.student.get(self.data) or next(iter(self.study.student.values()))
+        recipe = f"{method}_{student}"
+        usual = recipes.load(recipe).defaults(data=self.data)
+        asked = {"teacher": teacher or usual.teacher, "natural_teacher": usual.natural_teacher}
+        given = self._given(method, measured)
+        settings = self._settings(recipe, given, own)
+        cells: list[Cell] = []
+        paths: dict[str, str] = {}
+        differences = {"": self._differences(recipe, settings)}
+        other_seeds: list[str] = []
+        for role, source in asked.items():
+            if source in TEACHERS:
+                of_teacher = self.seed if self.study.teacher_seed is None else self.study.teacher_seed
+                made = self._cells(source, None, {}, "natural", None, of_teacher)
+                cells += made
+                paths[role] = str(made[-1].folder)
+                differences[f"{source}."] = self._differences(made[-1].recipe, made[-1].settings)
+                if of_teacher != seed:
+                    other_seeds.append(f"{source}.seed={of_teacher}")
+            elif source is not None:
+                paths[role] = source
+        named = settings_.override(settings, {"train.seed": seed, **asked, "out": None})
+        where = default_folder(named)
+        suffix = ",".join(part for part in (_suffix(differences), *other_seeds) if part)
+        where = where.parent.with_name(where.parent.name + (f",{suffix}" if suffix else "")) / where.name
+        where = self.choices.root.joinpath(*where.parts[1:])
+        settings = settings_.override(settings, {"train.seed": seed, "out": where, **paths})
+        try:
+            Plan.of(settings)
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f"{label or recipe}: {error}") from None
+        needs = tuple(cell.folder for cell in cells if str(cell.folder) in paths.values())
+        labels = (label,) if label else ()
+        return [*cells, Cell(recipe, settings, where, (), needs, labels)]
+
+    def _given(self, method: str, measured: str) -> Overrides:
+        """What is said of all cells, or of all of this one's role: the study's file, then the command line."""
+        role = "teachers" if method in TEACHERS else "students"
+        given: Overrides = {"eval.attacks": measured}
+        for said in (self.study.settings, self.choices.settings):
+            given |= {**said.get("all", {}), **said.get(role, {})}
+        if measured == "natural":
+            given["eval.attacks"] = measured  # it only teaches
+        if (path := given.get("data.path")) is not None and (path / self.data).is_dir():
+            given["data.path"] = path / self.data
+        return given
+
+    def _settings(self, recipe: str, given: Overrides, own: Mapping[str, Any]) -> Settings:
+        usual = recipes.load(recipe).defaults(data=self.data, schedule=given.get("train.schedule"))
+        epochs = own.get("train.epochs") or given.get("train.epochs")
+        if epochs is None:
+            epochs = max(1, round(usual.train.epochs * self.choices.epochs))
+        # what a row says of epochs is at the recipe's own length
+        settings = settings_.override(usual, {k: v for k, v in own.items() if k != "train.epochs"})
+        ratio = epochs / usual.train.epochs
+        settings = settings_.scaled(settings, epochs)
+        if ":" in (gamma := settings.objective.gamma or ""):
+            parts = (part.partition(":") for part in gamma.split(","))
+            moved = ",".join(f"{round(int(start) * ratio)}:{value}" for start, _, value in parts)
+            settings = settings_.override(settings, {"objective.gamma": moved})
+        limit = self._images(settings)
+        settings = settings_.override(settings, {} if limit is None else {"data.limit_train": limit})
+        return settings_.override(settings, {k: v for k, v in given.items() if k not in own})
+
+    def _images(self, settings: Settings) -> int | None:
+        if self.choices.images == 1:
+            return None
+        if self.data not in WHOLE:
+            raise ValueError(f"--scale knows no number of images of {self.data}; give --data.limit-train too")
+        whole = WHOLE[self.data]
+        held_out = min(settings.data.holdout, whole // 10) if settings.data.selection == "holdout" else 0
+        return max(1, round((whole - held_out) * self.choices.images))
+
+    def _differences(self, recipe: str, settings: Settings) -> Overrides:
+        """What tells the network from the one that the recipe's own settings would give."""
+        found = recipes.load(recipe)
+        usual = found.defaults(data=self.data)
+        differences: Overrides = {}
+        if settings.train.schedule != usual.train.schedule:
+            differences["train.schedule"] = settings.train.schedule
+            usual = found.defaults(data=self.data, schedule=settings.train.schedule)
+        if settings.train.epochs != usual.train.epochs:
+            differences["train.epochs"] = settings.train.epochs
+            usual = settings_.scaled(usual, settings.train.epochs)
+        before = dict(settings_.flat(usual))
+        now = dict(settings_.flat(settings))
+        return differences | {
+            name: now[name] for name in now if now[name] != before[name] and overrides_.matters(name)
+        }
+
+
+def _suffix(differences: Mapping[str, Overrides]) -> str:
+    """A cell's settings, and those of its teachers where they differ from its own beyond the objective."""
+    own = differences[""]
+    parts = [overrides_.named(own)]
+    for prefix, theirs in differences.items():
+        if prefix:
+            others = {
+                name: theirs.get(name, "usual")
+                for name in {*theirs, *(name for name in own if not name.startswith("objective."))}
+                if theirs.get(name) != own.get(name)
+            }
+            parts.append(overrides_.named(others, prefix=prefix))
+    return ",".join(part for part in parts if part)

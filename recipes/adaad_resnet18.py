@@ -1,0 +1,39 @@
+"""AdaAD with a ResNet-18 student (Huang et al. 2023), in its source's settings.
+
+The attack goes through the teacher too: with a large one it takes most of the time.
+"""
+
+from iad_ext.run import main
+from iad_ext.settings import (
+    AttackSettings,
+    ObjectiveSettings,
+    Recipe,
+    Settings,
+    StudentSettings,
+    TrainSettings,
+)
+
+RECIPE = Recipe(
+    title="AdaAD, ResNet-18 student (Huang et al. 2023)",
+    settings=Settings(
+        recipe="adaad_resnet18",
+        student=StudentSettings(name="cifar_resnet18"),
+        objective=ObjectiveSettings(name="adaad", tau=1.0, adv_weight=1.0),
+        attack=AttackSettings(name="adaad", eps=8 / 255, step=2 / 255, steps=10, mode="eval"),
+        train=TrainSettings(
+            epochs=200,
+            batch_size=128,
+            lr=0.1,
+            momentum=0.9,
+            weight_decay=5e-4,
+            drops=(100, 150),
+            drop_factor=0.1,
+            padding=4,
+            flip=True,
+        ),
+        teacher="at",
+    ),
+)
+
+if __name__ == "__main__":
+    main(RECIPE)

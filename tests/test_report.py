@@ -1,0 +1,589 @@
+"""Report pages: made from a folder alone, safe whatever the files hold, and fit to be looked at."""
+
+import base64
+import contextlib
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from recipe_files import TINY, call
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from iad_ext import cli, evaluate, paper, plots, report
+from iad_ext.evaluation import gallery
+
+RUN = "runs/digits/iad1_resnet18-at/seed0"
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "javascript:alert(3)",
+    "' onload='x",
+)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements with their attributes, and text."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.words, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def attribute(self, name):
+        return [attributes[name] for _, attributes in self.elements if attributes.get(name) is not None]
+
+
+def page_of(folder):
+    return Page(report.write(folder).read_text())
+
+
+def refuse_anything_active(page):
+    """No script, no handler, nothing fetched, no link that runs."""
+    assert not {"script", "iframe", "object", "embed", "link", "base", "form"} & {
+        tag for tag, _ in page.elements
+    }
+    for _, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on")]
+    assert all(source.startswith("data:image/png;base64,") for source in page.attribute("src"))
+    for link in page.attribute("href"):
+        assert ":" not in link
+        assert not link.startswith("/")
+    assert "url(http" not in " ".join(page.attribute("style"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A teacher and its student, measured, as the recipes leave them."""
+    root = tmp_path_factory.mktemp("trained")
+    more = shlex.split("--eval.attacks natural,pgd20 --train.epochs 3 --data.limit-train 96")
+    with contextlib.chdir(root):
+        assert call("at_resnet18", *TINY, *more) == 0
+        assert call("iad1_resnet18", *TINY, *more) == 0
+    return root
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the student's folder, elsewhere."""
+    return shutil.copytree(trained / RUN, tmp_path / "runs/mine/seed0")
+
+
+# ---------------------------------------------------------------------------------------------- a run
+
+
+def test_every_finished_run_has_its_report(trained):
+    for folder in ("runs/digits/at_resnet18/seed0", RUN):
+        page = Page((trained / folder / "report.html").read_text())
+        assert page.open == []
+        refuse_anything_active(page)
+
+
+def test_the_folder_alone_makes_the_same_page(trained, run):
+    """Without its networks, its checkpoints and its place in the world."""
+    before = (trained / RUN / "report.html").read_text()
+    for name in ("best", "last", "checkpoints", "evaluation"):
+        shutil.rmtree(run / name)
+    (run / "report.html").unlink()
+    assert report.write(run).read_text() == before
+
+
+def test_the_headline_is_what_was_measured(run):
+    page, results = page_of(run), json.loads((run / "results.json").read_text())
+    best = results["best"]
+    assert "IAD-I on digits" in page.text
+    for name in ("natural", "pgd20"):
+        low, high = best["interval"][name]
+        assert f"{best[name]:.1f}" in page.text
+        assert f"{best[name]:.2f}" in page.text
+        assert f"95%: {low:.1f} to {high:.1f}" in page.text
+    assert f"of {best['n']} natural images" in page.text
+    assert f"n = {best['n']}" in page.text
+    assert "measured on 32 images" in page.text
+    shown = {tag for tag, _ in page.elements}
+    assert {"svg", "table", "figure", "img", "details"} <= shown
+    captions = [name for name in ("Figure 1a.", "Figure 2b.", "Figure 3.", "Figure 4.") if name in page.text]
+    assert len(captions) == 4
+
+
+def test_what_casts_doubt_is_said_first(run):
+    results = json.loads((run / "results.json").read_text())
+    results["best"]["flags"] = [{"flag": "masked", "attack": "pgd20", "detail": "it is odd", "images": 3}]
+    results["changed"] = [{"setting": "train.lr", "before": 0.1, "now": 0.2, "epoch": 1, "step": 0}]
+    results["selection"] = "test"
+    results["data"]["encoding_note"] = "JPEG, with loss"
+    (run / "results.json").write_text(json.dumps(results))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) | {"train/skipped_steps": 2} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    text = page_of(run).text
+    for said in (
+        "masked (best, PGD-20): it is odd",
+        "another train.lr from epoch 2 on: 0.1 before, 0.2 then",
+        "6 steps were skipped",
+        "chosen on the test images",
+        "JPEG, with loss",
+    ):
+        assert text.index(said) < text.index("Percent right"), said
+    assert "no sign of masked gradients" not in text
+
+
+@pytest.mark.parametrize(
+    ("objective", "student", "data", "teacher", "table", "method"),
+    [
+        ("iad1", "cifar_resnet18", "cifar10", "at", "table2", "IAD-I"),
+        ("akd2", "cifar_resnet18", "cifar100", "runs/cifar100/trades_resnet18/seed1", "table2", "AKD2"),
+        ("trades", "cifar_wrn34_10", "cifar10", None, "table3", "TRADES"),
+        ("iad2", "cifar_preact_resnet18", "tiny-imagenet", "at", "table4", "IAD-II"),
+    ],
+)
+def test_a_run_of_the_paper_stands_beside_the_paper_s_numbers(
+    run, objective, student, data, teacher, table, method
+):
+    settings = yaml.safe_load((run / "settings.yaml").read_text())
+    settings["objective"]["name"], settings["student"]["name"] = objective, student
+    settings["data"]["name"], settings["teacher"] = data, teacher
+    (run / "settings.yaml").write_text(yaml.safe_dump(settings))
+    kind = "trades" if "trades" in f"{teacher} {objective}" else "at"
+    expected = paper.numbers(table, data=data, method=method, teacher=kind)
+    text = page_of(run).text
+    assert f"Table {table[5:]}, {method}, {kind.upper()} teacher" in text
+    for name in ("natural", "pgd20"):
+        assert f"{expected[name]:.2f}" in text
+    assert "3 epochs" in text[text.index("It differs from the paper's by") :]
+
+
+def test_a_run_that_the_paper_does_not_have_claims_none(run):
+    assert "Table 2" not in page_of(run).text
+
+
+def test_an_unfinished_run_has_a_page(run):
+    for name in (
+        "results.json",
+        "gallery.safetensors",
+        "robust.safetensors",
+        "history.jsonl",
+        "environment.json",
+    ):
+        (run / name).unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text(lines[0] + "\n")
+    page = page_of(run)
+    assert "trained for 1 of 3 epochs. It has not been measured yet." in page.text
+    assert "Figure 1a." in page.text
+    (run / "metrics.jsonl").unlink()
+    assert "trained for 0 of 3 epochs" in page_of(run).text
+
+
+def test_accuracy_by_radius_is_shown_where_it_was_measured(run):
+    results = json.loads((run / "results.json").read_text())
+    results["best"] |= {"curve": {"0": 81.5, "8/255": 43.25, "0.15": 3.0}, "curve_n": 1234}
+    (run / "results.json").write_text(json.dumps(results))
+    text = page_of(run).text
+    assert "Accuracy by radius (best, n = 1,234)" in text
+    assert "ε 0 8/255 0.15 best 81.5 43.2 3.0" in text
+    assert "Robust accuracy by radius" in text
+    assert "cannot be shown" not in text
+
+
+# ---------------------------------------------------------------------------------------------- hostile, damaged
+
+
+def _spoilt(value, words):
+    """Every string of a value replaced by a hostile one, keys kept."""
+    if isinstance(value, dict):
+        return {key: _spoilt(held, words) for key, held in value.items()}
+    if isinstance(value, list):
+        return [_spoilt(held, words) for held in value]
+    return words if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_hostile_words_in_any_file_stay_words(run, words):
+    settings = _spoilt(yaml.safe_load((run / "settings.yaml").read_text()), words)
+    settings[words] = {words: words}
+    (run / "settings.yaml").write_text(yaml.safe_dump(settings))
+    for name in ("results.json", "environment.json"):
+        content = _spoilt(json.loads((run / name).read_text()), words) | {words: words}
+        (run / name).write_text(json.dumps(content))
+    flag = {"flag": words, "attack": words, "detail": words, "images": 1}
+    results = json.loads((run / "results.json").read_text())
+    results["best"]["flags"], results["changed"] = (
+        [flag],
+        [dict.fromkeys(("setting", "before", "now"), words)],
+    )
+    results["changed"][0]["epoch"] = 0
+    (run / "results.json").write_text(json.dumps(results))
+    (run / "history.jsonl").write_text(json.dumps({"event": words, "time": words, "epoch": 0}) + "\n")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = [record | {f"loss/{words}": 0.1} for record in records]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    about = json.dumps({"eps": 0.1, "n": 32, "network": words, "classes": [words] * 10})
+    save_file(load_file(run / "gallery.safetensors"), run / "gallery.safetensors", {"about": about})
+    page = page_of(run)
+    assert page.open == []
+    refuse_anything_active(page)
+    assert page.text.count(words) > 20
+    assert "cannot be shown" not in page.text
+
+
+@pytest.mark.parametrize("name", ["environment.json", "history.jsonl", "gallery.safetensors"])
+def test_a_damaged_file_is_named_and_the_rest_is_shown(run, name):
+    path = run / name
+    path.write_bytes(path.read_bytes()[:40])
+    if name == "history.jsonl":  # torn lines are passed over as everywhere; this is none
+        path.write_text("3\n")
+    text = page_of(run).text
+    assert text.count("cannot be shown") == 1
+    assert "Figure 1a." in text
+
+
+def test_numbers_that_are_none_do_not_stop_the_page(run):
+    results = json.loads((run / "results.json").read_text())
+    results["best"] = {"natural": "high", "n": None, "interval": [], "flags": 3}
+    results["data"], results["changed"], results["epochs"] = [1], None, "two"
+    (run / "results.json").write_text(json.dumps(results))
+    page = page_of(run)
+    assert "cannot be shown" in page.text
+    assert "Figure 2b." in page.text
+
+
+@pytest.mark.parametrize("change", ["floats", "too many", "shapes", "radius"])
+def test_a_gallery_that_is_none_is_named(run, change):
+    held = load_file(run / "gallery.safetensors")
+    about = {"eps": 0.1, "n": 32, "classes": []}
+    if change == "floats":
+        held["worst/images"] = held["worst/images"].float()
+    elif change == "too many":
+        held = {key: value.repeat_interleave(30, dim=0) for key, value in held.items()}
+    elif change == "shapes":
+        held["worst/margin"] = held["worst/margin"][:3]
+    else:
+        about["eps"] = "wide"
+    save_file(held, run / "gallery.safetensors", {"about": json.dumps(about)})
+    text = page_of(run).text
+    assert "the images cannot be shown" in text
+    assert "Worst images" not in text
+
+
+def test_a_report_that_fails_is_a_warning_and_no_more(trained, tmp_path, monkeypatch, caplog):
+    def fails(folder):
+        raise RuntimeError("no paper left")
+
+    monkeypatch.setattr(report, "write", fails)
+    with contextlib.chdir(tmp_path):
+        assert (
+            call("at_resnet18", *TINY, *shlex.split("--train.epochs 1 --eval.attacks natural --out r")) == 0
+        )
+        assert (tmp_path / "r/results.json").is_file()
+    (said,) = [record.getMessage() for record in caplog.records if "report" in record.getMessage()]
+    assert said == "no report (RuntimeError: no paper left); iad-ext report r"
+
+
+# ---------------------------------------------------------------------------------------------- the gallery
+
+
+def _linear(seed, classes=5):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 6, classes)).eval()
+
+
+def test_the_gallery_keeps_the_images_that_a_loop_would():
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randint(0, 256, (40, 3, 6, 6), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(5, (40,), generator=generator)
+    student, teacher, eps = _linear(1), _linear(2), 0.05
+    everything = gallery.pick(student, images, labels, teacher=teacher, eps=eps, kept=40, batch_size=7)
+    kept = gallery.pick(student, images, labels, teacher=teacher, eps=eps, kept=6, batch_size=40)
+    flags = evaluate(student, images, labels, attacks=("pgd20",), eps=eps)["robust"]["pgd20"]
+    order = everything["worst/position"]
+    assert torch.equal(images[order], everything["worst/images"])
+    moved = everything["worst/adversarial"].int() - everything["worst/images"].int()
+    assert 0.9 * eps * 255 < moved.abs().max() <= eps * 255 + 0.5
+    for k, place in enumerate(order.tolist()):
+        y = int(labels[place])
+        said = int(everything["worst/said_adversarial"][k])
+        assert (said == y) == bool(flags[place])
+        assert int(everything["worst/label"][k]) == y
+        x_adv = everything["worst/adversarial"][k].float() / 255  # rounded to bytes
+        row = student(x_adv[None])[0].tolist()
+        margin = row[y] - max(value for c, value in enumerate(row) if c != y)
+        assert float(everything["worst/margin"][k]) == pytest.approx(margin, abs=0.05)
+        trust = teacher(x_adv[None]).softmax(dim=1)[0, y].item()
+        assert float(everything["worst/trust"][k]) == pytest.approx(trust, abs=0.02)
+        natural = int(student(images[place][None].float() / 255).argmax())
+        assert int(everything["worst/said_natural"][k]) == natural
+    for group, key in (("worst", "margin"), ("distrusted", "trust")):
+        values = everything[f"{group}/{key}"].tolist()
+        assert values == sorted(values)
+        assert torch.equal(kept[f"{group}/position"], everything[f"{group}/position"][:6])
+    alone = gallery.pick(student, images, labels, eps=eps, kept=6)
+    assert {name.partition("/")[0] for name in alone} == {"worst"}
+
+
+def test_a_run_s_gallery_is_of_its_first_test_images_and_its_teacher(trained):
+    with safe_open(trained / RUN / "gallery.safetensors", "pt") as held:
+        about = json.loads(held.metadata()["about"])
+        assert sorted({name.partition("/")[0] for name in held.keys()}) == ["distrusted", "worst"]  # noqa: SIM118
+        assert len(held.get_tensor("worst/label")) == gallery.KEPT
+    assert about == {
+        "attack": "pgd20",
+        "eps": 0.1,
+        "n": 32,
+        "network": "best",
+        "classes": [str(k) for k in range(10)],
+    }
+    teacher = trained / "runs/digits/at_resnet18/seed0/gallery.safetensors"
+    assert {name.partition("/")[0] for name in load_file(teacher)} == {"worst"}
+
+
+def test_the_pictures_are_x_its_adversarial_version_and_their_difference(run):
+    held = load_file(run / "gallery.safetensors")
+    first = page_of(run).attribute("src")[0]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(first.partition(",")[2]))))
+    x, x_adv = (held[f"worst/{name}"][0].permute(1, 2, 0).numpy() for name in ("images", "adversarial"))
+    side = x.shape[1]
+    gap = (pixels.shape[1] - 3 * side) // 2
+    assert np.array_equal(pixels[:, :side, :3], x)
+    assert np.array_equal(pixels[:, side + gap : 2 * side + gap, :3], x_adv)
+    difference = pixels[:, -side:, :3].astype(float) / 255
+    expected = 0.5 + (x_adv.astype(float) - x) / 255 / (2 * 0.1)  # ±ε fill the range
+    assert np.abs(difference - expected.clip(0, 1)).max() < 0.01
+
+
+# ---------------------------------------------------------------------------------------------- a study
+
+
+def study(folder, **changed):
+    """A study of two settings in the form that the runner writes."""
+
+    def cell(mean):
+        return {"mean": mean, "std": 0.5, "values": [mean - 0.5, mean + 0.5], "n": 1000}
+
+    rows = [
+        {
+            "label": label,
+            "teacher": "at",
+            "method": label,
+            "checkpoints": {
+                w: {"natural": cell(mean + k), "aa": cell(mean - 30 + k)}
+                for k, w in enumerate(("best", "last"))
+            },
+            "paper": {"natural": mean + 10, "aa": mean - 20},
+            "runs": ["runs/mine/seed0", "runs/gone/seed1"],
+            "masking": ["fgsm above pgd20"] if label == "ARD" else [],
+        }
+        for label, mean in (("ARD", 70.25), ("IAD-I", 71.75))
+    ]
+    difference = {
+        "a": "IAD-I",
+        "b": "ARD",
+        "measure": "aa",
+        "checkpoint": "best",
+        "difference": -1.5,
+        "low": -2.5,
+    }
+    difference |= {"high": -0.5, "seeds": 2, "n": 1000, "mcnemar_p": 0.0213, "verdict": "lower"}
+    content = {
+        "name": "small",
+        "title": "Table 2 in small",
+        "paper": {"table": "Table 2", "source": "Zhu et al."},
+        "settings": {"train": {"epochs": 3}, "seeds": [0, 1], "detectable_points": 1.23},
+        "measures": ["natural", "aa"],
+        "rows": rows,
+        "comparisons": [difference],
+        "claims": [{"claim": "IAD-I beats ARD", "verdict": "cannot be told", "why": "two seeds"}],
+        "provenance": {"commit": "abc123", "runs": 3, "runs_wanted": 4, "selection": ["holdout"]},
+    }
+    (folder / "study.json").write_text(json.dumps(content | changed))
+    return folder
+
+
+def test_a_study_s_page_says_what_it_found(run, tmp_path):
+    report.write(run)
+    page = page_of(study(tmp_path))
+    refuse_anything_active(page)
+    text = page.text
+    for said in (
+        "Table 2 in small",
+        "IAD-I: 41.8%",
+        "70.25 ± 0.50",
+        "paper 80.25",
+        "2 seeds, n = 1,000",
+        "IAD-I against ARD",
+        "−1.50",
+        "−2.50 to −0.50",
+        "lower",
+        "0.021",
+        "cannot be told",
+        "two seeds",
+        "abc123",
+        "signs of masked gradients in ARD: fgsm above pgd20",
+        "3 of 4 runs are finished",
+        "differences below about 1.2 points",
+        "Figure 3, right.",
+    ):
+        assert said in text, said
+    assert page.attribute("href") == ["runs/mine/seed0/report.html"] * 4  # a run that is gone has no link
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_hostile_words_in_a_study_stay_words(tmp_path, words):
+    content = _spoilt(json.loads((study(tmp_path) / "study.json").read_text()), words)
+    content["measures"] = ["natural", words]
+    page = page_of(study(tmp_path, **content))
+    assert page.open == []
+    refuse_anything_active(page)
+    assert page.text.count(words) > 10
+
+
+def test_nobody_leads_a_study_where_nobody_does(tmp_path):
+    """Not one of two equals, not the only one, not one data set over another."""
+    content = json.loads((study(tmp_path) / "study.json").read_text())
+    ard, iad = content["rows"]
+    assert "The highest mean accuracy" in page_of(study(tmp_path, rows=[ard, iad])).text
+    others = ([ard, {**ard, "label": "twin"}], [ard], [ard | {"data": "cifar10"}, iad | {"data": "cifar100"}])
+    for rows in others:
+        assert "The highest mean accuracy" not in page_of(study(tmp_path, rows=rows)).text
+
+
+def test_a_study_of_nothing_and_one_of_nonsense_have_pages(tmp_path):
+    (tmp_path / "study.json").write_text("{}")
+    assert "0 settings in 0 runs" in page_of(tmp_path).text
+    nonsense = {
+        "rows": [3, {"runs": 5, "checkpoints": []}],
+        "comparisons": [[]],
+        "claims": "x",
+        "measures": 7,
+    }
+    (tmp_path / "study.json").write_text(json.dumps(nonsense))
+    assert "cannot be shown" in page_of(tmp_path).text
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def _cli(*args):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["report", *map(str, args)])
+    return stopped.value.code
+
+
+def test_the_command_writes_the_pages_that_it_is_given(run, tmp_path, capsys):
+    (run / "report.html").unlink()
+    assert _cli(run, study(tmp_path)) == 0
+    assert (run / "report.html").is_file()
+    assert (tmp_path / "report.html").is_file()
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_the_command_draws_what_a_run_has_as_svg_and_png(trained, run):
+    assert _cli(run, "--figures") == 0
+    found = {path.name for path in (run / "figures").iterdir()}
+    assert found == {f"{name}.{suffix}" for name in plots.FIGURES for suffix in ("svg", "png")}
+    teacher = shutil.copytree(trained / "runs/digits/at_resnet18/seed0", run.parent / "teacher")
+    assert _cli("--figures", teacher) == 0  # it has no teacher of its own
+    found = {path.stem for path in (teacher / "figures").iterdir()}
+    assert found == {"learning", "losses", "figure3", "figure3c", "radius"}
+
+
+@pytest.mark.parametrize("content", [None, "settings.yaml", "results.json", "study.json"])
+def test_the_command_says_what_it_cannot_read(run, tmp_path, capsys, content):
+    folder = tmp_path / "nothing"
+    if content is not None:
+        folder.mkdir()
+        if content == "results.json":
+            folder = run
+        (folder / content).write_text("{ no")
+    assert _cli(folder) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- in a browser
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to look at the page with")
+
+
+def _browse(folder, *args):
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={folder}/profile",
+    ]
+    done = subprocess.run([CHROMIUM, *flags, *args], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def _picture(folder, page, width, *flags):
+    path = folder / "shot.png"
+    path.unlink(missing_ok=True)
+    _browse(folder, f"--window-size={width},2400", f"--screenshot={path}", *flags, page.as_uri())
+    return np.asarray(Image.open(path).convert("L"), dtype=float)
+
+
+@needs_chromium
+def test_the_page_in_a_browser_light_and_dark(run, tmp_path):
+    page = report.write(run)
+    light = _picture(tmp_path, page, 1400)
+    dark = _picture(tmp_path, page, 1400, "--blink-settings=preferredColorScheme=0")
+    assert light.shape == dark.shape == (2400, 1400)
+    assert np.median(light) > 225  # a light ground, a dark one
+    assert np.median(dark) < 45
+    for pixels in (light, dark):  # and on it, all the way down, something to see
+        assert all(strip.std() > 5 for strip in np.array_split(pixels, 6))
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1400])
+@pytest.mark.parametrize("kind", ["run", "study"])
+def test_nothing_is_wider_than_the_screen(run, tmp_path, width, kind):
+    written = report.write(run if kind == "run" else study(tmp_path))
+    # the page itself carries no script: a copy that measures itself
+    script = (
+        "<script>document.title=[document.documentElement.scrollWidth,innerWidth].join('/')</script></body>"
+    )
+    text = re.sub(r"<meta http-equiv[^>]*>", "", written.read_text()).replace("</body>", script)
+    frame = tmp_path / "frame.html"
+    (tmp_path / "measured.html").write_text(text)
+    frame.write_text(
+        f"<iframe id=f width={width} height=900 src=measured.html></iframe>"
+        "<script>f.onload=()=>{document.body.textContent='wide '+f.contentDocument.title}</script>"
+    )
+    dom = _browse(
+        tmp_path, "--allow-file-access-from-files", "--virtual-time-budget=3000", "--dump-dom", frame.as_uri()
+    )
+    found, inner = map(int, re.search(r"wide (\d+)/(\d+)", dom).groups())
+    assert inner == width
+    assert found <= width

@@ -1,0 +1,297 @@
+"""A study in calls on a machine that is lent: bundles, what is done when, and the whole way rehearsed on a CPU."""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from recipe_files import ENVIRONMENT, RECIPES
+from safetensors.torch import load_file
+from study_runs import fake_run
+
+from iad_ext import load_network, studies
+from iad_ext.backbones import create_network, save_network
+from iad_ext.plan import Plan
+from iad_ext.studies import overrides, rounds
+from iad_ext.studies.runner import Outcome, has_results, is_finished
+
+ROOT = RECIPES.parent
+TINY = (
+    "--data.name digits --student.name cifar_resnet8 --data.limit-train 64 --data.limit-test 16 "
+    "--train.batch-size 16 --precision fp32 --eval.aa-limit 2 --train.epochs 1 --eval.attacks natural,pgd20,aa"
+)
+
+
+def grid_of(only=(), root=Path("runs")):
+    _, given = overrides.from_command_line(shlex.split(TINY))
+    data = (given["all"].pop("data.name"),)
+    return studies.expand(
+        studies.read("one-gpu"), studies.Choices(settings=given, data=data, only=only, root=root)
+    )
+
+
+def with_networks(cell, *, seed=0):
+    for which in ("best", "last"):
+        save_network(
+            create_network("cifar_resnet8", num_classes=10, seed=seed), cell.folder / which, metadata={}
+        )
+
+
+@pytest.fixture
+def in_folder(tmp_path):
+    with contextlib.chdir(tmp_path):
+        yield tmp_path
+
+
+def test_weights_travel_in_half_precision_and_come_out_as_they_are_measured(tmp_path):
+    network = create_network("cifar_resnet8", num_classes=10, seed=3)
+    save_network(network, tmp_path / "whole", metadata={"a": 1})
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    content = rounds.in_half(tmp_path / "whole/model.safetensors")
+    (tmp_path / "half/model.safetensors").write_bytes(content)
+    assert len(content) < 0.56 * (tmp_path / "whole/model.safetensors").stat().st_size
+    kinds = {(t.ndim >= 2, t.dtype) for t in load_file(tmp_path / "half/model.safetensors").values()}
+    assert kinds >= {(True, torch.float16), (False, torch.float32)}
+    travelled, there = load_network(tmp_path / "half"), rounds.rounded(load_network(tmp_path / "whole"))
+    for name, tensor in there.state_dict().items():
+        assert torch.equal(tensor, travelled.state_dict()[name]), name
+        assert tensor.dtype in (torch.float32, torch.int64)
+    # packed once more it is the same
+    assert set(map(str, load_file(tmp_path / "half/model.safetensors"))) == set(
+        map(str, load_file(tmp_path / "whole/model.safetensors"))
+    )
+    again = load_file(tmp_path / "half/model.safetensors")
+    (tmp_path / "twice").write_bytes(rounds.in_half(tmp_path / "half/model.safetensors"))
+    assert all(torch.equal(tensor, load_file(tmp_path / "twice")[name]) for name, tensor in again.items())
+
+
+def test_a_bundle_is_in_parts_and_a_damaged_one_is_refused(in_folder, monkeypatch):
+    monkeypatch.setattr(rounds, "PART", 40_000)
+    grid = grid_of(only=("AT",))
+    (cell,) = grid.cells
+    fake_run(cell, 0.5)
+    with_networks(cell)
+    packed = rounds.pack(grid.cells, Path("runs"), Path("back"), most=2**30, have={}, all_networks=True)
+    assert len(packed.parts) > 3
+    assert max(part.stat().st_size for part in packed.parts) <= 40_000
+    assert packed.left_out == ()
+    rounds.unpack(Path("back"), Path("there"))
+    where = Path("there", *cell.folder.parts[1:])
+    assert (where / "results.json").read_bytes() == (cell.folder / "results.json").read_bytes()
+    assert load_network(where / "best").num_classes == 10
+    assert not (where / "last").exists()  # it is measured: nobody needs its last network
+    packed.parts[1].write_bytes(b"x" * 40_000)
+    with pytest.raises(ValueError, match=r"bundle-01\.part is missing or not what was packed"):
+        rounds.unpack(Path("back"), Path("elsewhere"))
+    packed.parts[1].unlink()
+    with pytest.raises(ValueError, match=r"bundle-01\.part is missing"):
+        rounds.unpack(Path("back"), Path("elsewhere"))
+    assert not Path("elsewhere").exists()
+
+
+def test_what_would_be_too_much_is_left_out_networks_first(in_folder):
+    grid = grid_of(only=("AT",))
+    fake_run(grid.cells[0], 0.5)
+    with_networks(grid.cells[0])
+    packed = rounds.pack(grid.cells, Path("runs"), Path("back"), most=60_000, have={}, all_networks=True)
+    assert [name.rpartition("/")[2] for name in packed.left_out] == ["model.safetensors"]
+    assert packed.size < 70_000
+    assert any(name.endswith("results.json") for name in packed.files)
+
+
+def test_what_the_other_side_has_does_not_travel_back(in_folder):
+    grid = grid_of(only=("AT",))
+    fake_run(grid.cells[0], 0.5)
+    with_networks(grid.cells[0])
+    rounds.pack(grid.cells, Path("runs"), Path("back"), most=2**30, have={}, all_networks=True)
+    have = rounds.unpack(Path("back"), Path("there/runs"))
+    with contextlib.chdir("there"):
+        again = rounds.pack(grid.cells, Path("runs"), Path("back"), most=2**30, have=have, all_networks=True)
+    assert again.files == ()
+
+
+def test_originals_and_other_runs_are_left_as_they_are(in_folder, caplog):
+    grid = grid_of(only=("AT",))
+    (cell,) = grid.cells
+    fake_run(cell, 0.5)
+    with_networks(cell)
+    rounds.pack(grid.cells, Path("runs"), Path("back"), most=2**30, have={}, all_networks=True)
+    whole = (cell.folder / "best/model.safetensors").read_bytes()
+    (cell.folder / "results.json").write_text("older")
+    rounds.unpack(Path("back"), Path("runs"))
+    assert (cell.folder / "best/model.safetensors").read_bytes() == whole
+    assert json.loads((cell.folder / "results.json").read_text())["selection"] == "holdout"
+    (cell.folder / "environment.json").write_text('{"time": "another"}')
+    (cell.folder / "results.json").write_text("mine")
+    rounds.unpack(Path("back"), Path("runs"))
+    assert (cell.folder / "results.json").read_text() == "mine"
+    assert "is another run than the bundle's" in caplog.text
+
+
+def test_teachers_of_what_is_not_trained_and_what_is_not_measured_travel(in_folder):
+    grid = grid_of(only=("ARD (AT)", "AKD2 (AT)"))
+    at, ard, st, _ = grid.cells
+    for cell in (at, st):
+        fake_run(cell, 0.5)
+    fake_run(rounds.measured_by(ard, ("natural",)), 0.5)
+    wanted = set(rounds.networks_wanted(grid.cells))
+    assert wanted == {at.folder / "best", st.folder / "best", ard.folder / "best", ard.folder / "last"}
+
+
+def test_a_teacher_that_is_too_large_to_travel_is_trained_again_there(in_folder, capsys):
+    grid = grid_of(only=("AKD2 (AT)",))
+    for cell in grid.cells[:2]:
+        fake_run(cell, 0.5)
+        with_networks(cell)
+    size = len(rounds.in_half(grid.cells[0].folder / "best/model.safetensors"))
+    line = f"prepare one-gpu --folder travel --only AKD2* --carry {1.6 * size / rounds.MEBIBYTE} {TINY}"
+    assert rounds.main(shlex.split(line)) == 0
+    assert "too large  runs/digits/st_resnet18" in capsys.readouterr().out
+    rounds.unpack(Path("travel"), Path("there/runs"))
+    with contextlib.chdir("there"):
+        assert [has_results(cell.folder) for cell in grid.cells] == [True, False, False]
+        assert load_network(grid.cells[0].folder).num_classes == 10
+
+
+def test_the_time_that_a_run_needs_follows_from_another_s(in_folder):
+    grid = grid_of(only=("ARD (AT)", "IAD-I (AT)"))
+    at, ard, iad = grid.cells
+    assert rounds.seconds_needed(ard, grid.cells) == 0
+    fake_run(at, 0.5, epochs=5, seconds=22.0)
+    passes = {cell.recipe: Plan.of(cell.settings).forward_passes(0)[0] for cell in grid.cells}
+    expected = {
+        cell.recipe: 22.02 / passes["at_resnet18"] * passes[cell.recipe] * rounds.MARGIN + rounds.STARTING
+        for cell in (ard, iad)
+    }
+    for cell in (ard, iad):
+        assert rounds.seconds_needed(cell, grid.cells) == pytest.approx(expected[cell.recipe], rel=0.01)
+
+
+@pytest.fixture
+def doing(monkeypatch):
+    """What is trained and measured, in order, by stand-ins that take no time."""
+    done = []
+
+    class Trains:
+        def __init__(self, cells, *, budget, say):
+            self.cells = cells
+
+        def run(self):
+            for cell in self.cells:
+                done.append(("train", cell.recipe))
+                fake_run(cell, 0.5, epochs=1, seconds=6.0)
+                with_networks(cell)
+            return Outcome(finished=list(self.cells))
+
+    def measure(cell, after_batch=None):
+        done.append(("measure", cell.recipe))
+        fake_run(cell, 0.5, epochs=1, seconds=6.0)
+
+    monkeypatch.setattr(rounds, "Runner", Trains)
+    monkeypatch.setattr(rounds, "measure", measure)
+    return done
+
+
+def test_a_call_trains_what_fits_and_measures_in_what_is_left(in_folder, doing):
+    grid = grid_of()
+    rounds.call(grid, carried=None, back=Path("back"), minutes=60, most=2**30, say=lambda line: None)
+    methods = ("at", "ard", "iad1", "st", "akd2", "iad2")
+    assert [what for what, _ in doing] == ["train"] * 6 + ["measure"] * 5
+    assert [recipe.partition("_")[0] for _, recipe in doing[:6]] == list(methods)
+    assert {recipe for what, recipe in doing if what == "measure"} == {
+        f"{method}_resnet18" for method in methods if method != "st"
+    }
+    assert all(is_finished(cell) for cell in grid.cells if cell.labels)
+
+
+def test_where_nothing_fits_it_measures_first(in_folder, doing):
+    grid = grid_of()
+    # a minute is for a run's start: the second run does not fit into this call
+    rounds.call(grid, carried=None, back=Path("back"), minutes=1.2, most=2**30, say=lambda line: None)
+    assert doing[:3] == [("train", "at_resnet18"), ("measure", "at_resnet18"), ("train", "ard_resnet18")]
+
+
+def test_whatever_goes_wrong_what_is_finished_goes_back(in_folder, doing, monkeypatch):
+    def breaks(*_):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(rounds, "measure", breaks)
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        rounds.call(grid_of(), carried=None, back=Path("back"), minutes=60, most=2**30, say=print)
+    about = json.loads(Path("back/bundle.json").read_text())
+    assert sum(name.endswith("results.json") for name in about["files"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("prepare one-gpus --folder travel", "unknown study 'one-gpus'; did you mean 'one-gpu'?"),
+        ("merge one-gpu --back nowhere", "nowhere/bundle.json"),
+        ("prepare one-gpu --folder full", "full is not empty and not of an earlier round"),
+        ("prepare one-gpu --folder travel --trian.epochs 1", "did you mean '--train.epochs'?"),
+    ],
+)
+def test_wrong_words_are_told(in_folder, capsys, line, said):
+    Path("full").mkdir()
+    Path("full/thesis.tex").write_text("")
+    assert rounds.main(shlex.split(line)) == 2
+    assert said in capsys.readouterr().err
+    assert Path("full/thesis.tex").exists()
+
+
+# ------------------------------------------------------------------------------------------- the whole way
+
+
+def machine(folder, travel):
+    """A machine that has what travels: the source tree and the prepared folder."""
+    folder.mkdir()
+    for name in ("iad_ext", "recipes"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(travel, folder / "travel")
+    python = str(Path(sys.executable).parent)
+    environment = {k: v for k, v in ENVIRONMENT.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        ["bash", "travel/round.sh", "back"],
+        cwd=folder,
+        env={**environment, "PATH": f"{python}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_two_rounds_on_two_machines_make_one_study(tmp_path):
+    """The teacher comes back from the first machine, travels to the second, and teaches there."""
+    host, options = tmp_path / "host", shlex.split(TINY)
+    host.mkdir()
+    with contextlib.chdir(host):
+        assert rounds.main(["prepare", "one-gpu", "--folder", "travel", "--only", "AT", *options]) == 0
+        first = machine(tmp_path / "one", host / "travel")
+        assert "measured   runs/digits/at_resnet18" in first
+        assert rounds.main(["merge", "one-gpu", "--back", str(tmp_path / "one/back"), *options]) == 0
+        # the machine of the second round has nothing of the first
+        assert rounds.main(["prepare", "one-gpu", "--folder", "travel", "--only", "ARD*", *options]) == 0
+        second = machine(tmp_path / "two", host / "travel")
+        assert "finished   runs/digits/ard_resnet18-at" in second
+        assert "at_resnet18,batch" not in second.replace("ard_resnet18-at", "")
+        assert rounds.main(["merge", "one-gpu", "--back", str(tmp_path / "two/back"), *options]) == 0
+        grid = grid_of(only=("AT", "ARD*"))
+        assert all(is_finished(cell) for cell in grid.cells)
+        student = next(cell for cell in grid.cells if cell.recipe == "ard_resnet18")
+        assert has_results(student.folder)
+        results = json.loads((student.folder / "results.json").read_text())
+        assert results["weights"] == "rounded to half precision"
+        assert set(results["best"]) >= {"natural", "pgd20", "aa", "n_aa"}
+        (table,) = Path("runs/studies").glob("one-gpu-*/study.json")
+        rows = {row["label"]: row for row in json.loads(table.read_text())["rows"]}
+        assert rows["ARD (AT)"]["checkpoints"]["best"]["aa"]["n"] == 2
+        assert rows["IAD-I (AT)"]["checkpoints"]["best"] == {}
+    assert max(file.stat().st_size for file in (tmp_path / "two/back").iterdir()) <= rounds.PART

@@ -1,0 +1,703 @@
+"""Studies as data, their cells, their tables and verdicts; then one for real, stopped and continued."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recipe_files import ENVIRONMENT, RECIPES
+from study_runs import fake_run
+
+from iad_ext import cli, paper, recipes, settings, studies
+from iad_ext.studies import overrides, results, runner, tables
+from iad_ext.studies.grid import Claim
+from iad_ext.studies.runner import Runner
+
+NAMES = studies.names()
+TABLES = [f"table{number}" for number in range(2, 15)]
+FIGURES = [f"figure{number}" for number in range(1, 5)]
+
+
+def chosen(line="", **choices):
+    rest, given = overrides.from_command_line(shlex.split(line))
+    assert not rest
+    return studies.Choices(settings=given, **choices)
+
+
+def grid_of(name, line="", **choices):
+    return studies.expand(studies.read(str(name)), chosen(line, **choices))
+
+
+def cells_by_label(grid):
+    return {label: cell for cell in grid.cells for label in cell.labels}
+
+
+# ------------------------------------------------------------------------------------------- the files
+
+
+def test_every_table_and_figure_is_a_study():
+    assert {*TABLES, *FIGURES} <= set(NAMES)
+    assert NAMES[: len(TABLES)] == TABLES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_cell_is_a_command_line_of_its_recipe(name):
+    """What the recipe makes of it is the cell's settings, no more and no less."""
+    seen = set()
+    for cell in grid_of(name, seeds=(1,)).cells:
+        read = settings.from_command_line(recipes.load(cell.recipe), cell.arguments)
+        assert read == cell.settings
+        assert cell.folder == cell.settings.out
+        assert cell.folder not in seen
+        assert set(cell.needs) <= seen  # teachers come first
+        seen.add(cell.folder)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_rows_are_the_paper_s(name):
+    """Each row of the paper's table is a row of the study, and none is twice."""
+    grid = grid_of(name)
+    found = [(line.data, tuple(line.paper.items())) for line in grid.lines]
+    printed = [(row["data"], tuple(row["numbers"].items())) for row in paper.rows(name)]
+    assert sorted(found) == sorted(printed)
+    measured = {measure for row in paper.rows(name) for measure in row["numbers"]}
+    assert measured <= set(grid.study.measures)
+
+
+def test_the_main_table_at_the_paper_s_settings_is_the_recipes_own_folders():
+    cells = cells_by_label(grid_of("table2", data=("cifar10",)))
+    assert cells["AT"].folder == Path("runs/cifar10/at_resnet18/seed0")
+    assert cells["IAD-I (TRADES)"].folder == Path("runs/cifar10/iad1_resnet18-trades/seed0")
+    assert cells["IAD-I (TRADES)"].settings.teacher == "runs/cifar10/trades_resnet18/seed0"
+    assert cells["IAD-II (AT)"].settings.natural_teacher == "runs/cifar10/st_resnet18/seed0"
+
+
+def test_the_same_cell_of_two_studies_is_one_folder():
+    folders = {name: {cell.folder for cell in grid_of(name).cells} for name in NAMES}
+    without = Path("runs/cifar10/iad1_resnet18-at,warmup-epochs=0/seed0")
+    for name in ("table5", "table6", "table14", "figure1", "figure2", "figure4"):
+        assert without in folders[name] or name == "table14"
+    assert Path("runs/cifar10/iad1_resnet18-at/seed0") in folders["table2"] & folders["table9"]
+    assert Path("runs/cifar10/iad1_resnet18-at,gate-teacher=True/seed0") in (
+        folders["table8"] & folders["table12"]
+    )
+
+
+def test_scale_moves_warm_up_and_schedule_along_and_takes_fewer_images():
+    cells = cells_by_label(grid_of("table6", epochs=0.1, images=0.5))
+    settings_ = cells["IAD-I, warm-up 40"].settings
+    assert (settings_.train.epochs, settings_.train.drops) == (20, (10, 15))
+    assert settings_.objective.warmup_epochs == 4
+    assert settings_.data.limit_train == 24_500
+    # the paper's own warm-up of IAD-I, scaled, is the recipe's
+    assert cells["IAD-I, warm-up 60"].folder.parent.name == "iad1_resnet18-at,epochs=20,limit-train=24500"
+    assert grid_of("table6", epochs=0.1, images=0.5).folder == Path("runs/studies/table6-scale0.1x0.5")
+
+
+def test_what_is_given_is_taken_as_given():
+    given = "--train.epochs 30 --train.drops 20 25 --data.limit-train 100"
+    cells = cells_by_label(grid_of("table2", given, data=("cifar10",)))
+    settings_ = cells["IAD-I (AT)"].settings
+    assert (settings_.train.epochs, settings_.train.drops) == (30, (20, 25))
+    assert settings_.objective.warmup_epochs == 9
+    assert settings_.data.limit_train == 100
+
+
+def test_teachers_and_students_have_settings_of_their_own():
+    grid = grid_of("table2", "--teachers.train.epochs 50 --students.train.epochs 20 --train.lr 0.05")
+    cells = cells_by_label(grid)
+    assert cells["AT"].settings.train.epochs == 50
+    assert cells["ARD (AT)"].settings.train.epochs == 20
+    assert {cell.settings.train.lr for cell in grid.cells} == {0.05}
+    # another teacher is another student
+    assert cells["ARD (AT)"].folder.parent.name == "ard_resnet18-at,epochs=20,lr=0.05,at.epochs=50"
+
+
+def test_a_gamma_schedule_is_scaled_with_the_epochs(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "title: own\ndata: [cifar10]\nstudent: resnet18\nteacher_seed: 0\nrows:\n"
+        "  - {label: a, method: iad1, settings: {objective.gamma: '0:0.5,100:2'}}\n"
+    )
+    (cell,) = (cell for cell in grid_of(file, epochs=0.1, seeds=(3,)).cells if cell.labels)
+    assert cell.settings.objective.gamma == "0:0.5,10:2"
+    assert cell.settings.teacher == "runs/cifar10/at_resnet18,epochs=20/seed0"
+    assert "at.seed=0" in str(cell.folder)
+    assert cell.folder.name == "seed3"
+
+
+def test_a_folder_of_several_data_sets_is_each_one_s_own(tmp_path):
+    (tmp_path / "cifar10").mkdir()
+    cells = grid_of("table2", f"--data.path {tmp_path}").cells
+    paths = {cell.settings.data.name: cell.settings.data.path for cell in cells}
+    assert paths == {"cifar10": tmp_path / "cifar10", "cifar100": tmp_path}
+
+
+def test_only_brings_the_teachers_along():
+    grid = grid_of("table2", only=("IAD-II (AT)",), data=("cifar10",))
+    assert [cell.recipe for cell in grid.cells] == ["at_resnet18", "st_resnet18", "iad2_resnet18"]
+    assert [cell.attacks for cell in grid.cells][:2] == [("natural",), ("natural",)]
+    whole = grid_of("table2", data=("cifar10",))
+    assert cells_by_label(whole)["AT"].attacks == tuple(studies.read("table2").measures)
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 5])
+def test_shards_are_disjoint_and_together_everything(of):
+    cells = grid_of("small-scale").cells
+    shares = [runner.shard_of(cells, number, of) for number in range(1, of + 1)]
+    folders = [cell.folder for share in shares for cell in share]
+    assert len(folders) == len(set(folders)) == len(cells)
+    assert {cell.folder for cell in cells} == set(folders)
+
+
+BROKEN = {
+    "rows: []": "nothing to run",
+    "colour: red": "unknown entry of a study 'colour'",
+    "all: {objective.betta: 1}": "all: unknown setting 'objective.betta'; did you mean 'objective.beta'?",
+    "all: {train.seed: 1}": "unknown setting 'train.seed'",
+    "all: {train.epochs: many}": "--train.epochs takes int, got 'many'",
+    "all: {data.name: digits}": "the data sets of a study stand under data:",
+    "measures: [natural, pgd2]": "unknown measure 'pgd2'",
+    "table: table99": "unknown table of the paper",
+    "figures: {figure9: [one]}": "unknown figure 'figure9'",
+    "figures: {figure3: [two]}": "figure figure3: unknown row 'two'",
+    "claims: [{claim: c, a: one, b: two, measure: natural, expect: greater}]": "unknown row 'two'",
+    "claims: [{claim: c, a: one, b: one, measure: natural, expect: more}]": "unknown expectation",
+    "rows: [{label: one, method: at}, {label: one, method: at}]": "two rows are called 'one'",
+    "rows: [{label: one, method: at, against: two}]": "unknown row 'two'",
+    "rows: [{label: one}]": "a row needs an entry 'method'",
+    "rows: [{label: one, method: art}]": "unknown recipe 'art_resnet18'",
+    "student: resnet180": "unknown recipe 'at_resnet180'",
+}
+
+
+@pytest.mark.parametrize("line", BROKEN)
+def test_a_broken_file_says_what_is_wrong(tmp_path, line):
+    lines = {
+        "title": "title: own",
+        "data": "data: [digits]",
+        "student": "student: resnet18",
+        "rows": "rows: [{label: one, method: at}]",
+    }
+    lines[line.partition(":")[0]] = line
+    file = tmp_path / "own.yaml"
+    file.write_text("\n".join(lines.values()) + "\n")
+    with pytest.raises(ValueError, match=re.escape(BROKEN[line])):
+        grid_of(file)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("tabel5", "unknown study 'tabel5'; did you mean 'table5'?"),
+        ("table5 --objective.beta 1", "--objective.beta is what the rows of table5 differ by"),
+        ("table5 --train.seed 1", "--seeds takes the seeds"),
+        ("table5 --trian.epochs 1", "did you mean '--train.epochs'?"),
+        ("table5 --train.epochs", "--train.epochs takes one value, got none"),
+        ("table5 --only nix", "--only nix fits none of the rows"),
+        ("table5 --scale 2", "--scale takes a fraction in (0, 1]"),
+        ("table5 --shard 3/2", "--shard takes I/N"),
+        ("table5 --jobs 0", "--jobs must be at least 1"),
+        ("table5 --budget 0", "--budget is in minutes"),
+        ("table5 --seeds a", "--seeds takes numbers"),
+        ("table5 --data.path /no/such/folder", "there is no folder /no/such/folder"),
+        ("table5 --objective.tau 2", "unknown argument of at 'tau'"),
+    ],
+)
+def test_wrong_words_are_exit_code_2(capsys, tmp_path, line, said):
+    with contextlib.chdir(tmp_path), pytest.raises(SystemExit) as stopped:
+        cli.main(["study", *shlex.split(line), "--dry-run"])
+    assert stopped.value.code == cli.WRONG_INPUT
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_and_lists_are_spelled_as_the_recipes_spell_them():
+    line = "--train.no-flip --student.normalize --train.drops 3 4 --attack.eps 4/255 --objective.gate-teacher True"
+    _, given = overrides.from_command_line(shlex.split(line))
+    assert given["all"] == {
+        "train.flip": False,
+        "student.normalize": True,
+        "train.drops": (3, 4),
+        "attack.eps": pytest.approx(4 / 255),
+        "objective.gate_teacher": True,
+    }
+    words = list(overrides.arguments(given["all"]))
+    assert words[:2] == ["--train.no-flip", "--student.normalize"]
+    assert overrides.from_command_line(words)[1]["all"] == given["all"]
+
+
+# ------------------------------------------------------------------------------------------- results
+
+
+def finished(name, shares, line="", **choices):
+    """A grid whose cells are all finished, right on these shares of the images by label."""
+    grid = grid_of(name, line, **choices)
+    for number, cell in enumerate(grid.cells):
+        share = shares(cell.labels[0], cell.settings.train.seed) if cell.labels else 0.5
+        fake_run(cell, share, seed=number if callable(shares) and choices.get("shuffled") else None)
+    return grid
+
+
+@pytest.fixture
+def in_folder(tmp_path):
+    with contextlib.chdir(tmp_path):
+        yield tmp_path
+
+
+def test_rows_are_means_and_spreads_beside_the_paper(in_folder):
+    grid = finished("table2", lambda label, seed: 0.4 + 0.01 * seed, data=("cifar10",), seeds=(0, 1, 2))
+    study = studies.report(grid)
+    row = next(row for row in study["rows"] if row["label"] == "IAD-I (AT)")
+    found = row["checkpoints"]["best"]["aa"]
+    assert found["values"] == pytest.approx([40, 41, 42])
+    assert (found["mean"], found["std"], found["n"]) == (pytest.approx(41), pytest.approx(1), 200)
+    assert row["paper"]["aa"] == 48.66
+    folder = grid.folder
+    for run in row["runs"]:
+        assert (folder / run / "results.json").is_file()
+    assert json.loads((folder / "study.json").read_text()) == study
+    assert study["provenance"]["runs"] == study["provenance"]["runs_wanted"] == 30
+
+
+def shares_of(a, b, jitter=0.0):
+    def share(label, seed):
+        base = {"IAD-I (AT)": a, "ARD (AT)": b}.get(label, 0.5)
+        return base + jitter * (seed - 1)
+
+    return share
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "jitter", "seeds", "verdict", "why"),
+    [
+        (0.60, 0.45, 0.002, (0, 1, 2), "holds", "+15.00 points of AutoAttack"),
+        (0.45, 0.60, 0.002, (0, 1, 2), "fails", "-15.00 points of AutoAttack"),
+        (0.51, 0.50, 0.03, (0, 1, 2), "cannot be told", "no difference could be one too"),
+        (0.60, 0.45, 0.0, (0,), "cannot be told", "of one seed each"),
+    ],
+)
+def test_a_claim_holds_fails_or_cannot_be_told(in_folder, a, b, jitter, seeds, verdict, why):
+    grid = finished("table2", shares_of(a, b, jitter), data=("cifar10",), seeds=seeds)
+    study = studies.report(grid)
+    claim = study["claims"][0]
+    assert claim["claim"] == "IAD-I is more robust than ARD under AutoAttack (AT teacher)"
+    assert (claim["verdict"], why in claim["why"]) == (verdict, True)
+    compared = next(
+        c
+        for c in study["comparisons"]
+        if (c["a"], c["measure"], c["checkpoint"]) == ("IAD-I (AT)", "aa", "best")
+    )
+    assert compared["low"] <= compared["difference"] <= compared["high"]
+    assert (compared["b"], compared["seeds"], compared["n"]) == ("ARD (AT)", len(seeds), 200)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(-0.5, 0.8, "holds"), (1.2, 3.0, "fails"), (-0.5, 2.0, "cannot be told")]
+)
+def test_close_means_within_so_many_points(low, high, verdict):
+    claim = Claim(claim="c", a="a", b="b", measure="aa", expect="close", within=1.0)
+    made = {
+        "measure": "aa", "difference": (low + high) / 2, "low": low, "high": high, "seeds": 3, "n": 100,
+        "seed_spread": 0.3, "verdict": "tie",
+    }  # fmt: skip
+    assert results.judged(claim, made)[0] == verdict
+
+
+def test_less_is_the_other_way_round_and_nothing_measured_cannot_be_told():
+    claim = Claim(claim="c", a="a", b="b", measure="aa", expect="less")
+    made = {
+        "measure": "aa", "difference": -3.0, "low": -4.0, "high": -2.0, "seeds": 3, "n": 100,
+        "seed_spread": 0.3, "verdict": "lower",
+    }  # fmt: skip
+    assert results.judged(claim, made)[0] == "holds"
+    assert results.judged(claim, made | {"difference": 3.0, "verdict": "higher"})[0] == "fails"
+    assert results.judged(claim, None) == (
+        "cannot be told",
+        "its runs are not finished, or were not measured by this",
+    )
+
+
+def test_runs_on_other_test_images_are_not_paired(in_folder):
+    grid = finished("table2", shares_of(0.6, 0.4), data=("cifar10",), only=("ARD (AT)", "IAD-I (AT)"))
+    cells = cells_by_label(grid)
+    fake_run(cells["IAD-I (AT)"], 0.6, tested_on="another copy")
+    study = studies.report(grid)
+    assert study["comparisons"] == []
+    assert {claim["verdict"] for claim in study["claims"]} == {"cannot be told"}
+
+
+def test_a_half_finished_study_has_a_table_too(in_folder):
+    grid = grid_of("table2", data=("cifar10",))
+    cells = cells_by_label(grid)
+    fake_run(cells["AT"], 0.5)
+    study = studies.report(grid)
+    assert (study["provenance"]["runs"], study["provenance"]["runs_wanted"]) == (1, 10)
+    text = (grid.folder / "table.md").read_text()
+    assert "| ARD (AT) | – |" in text
+    assert "Finished runs: 1 of 10" in text
+
+
+def test_markdown_is_bold_where_a_difference_exceeds_the_spread(in_folder):
+    grid = finished("table2", shares_of(0.6, 0.45, 0.005), data=("cifar10",), seeds=(0, 1, 2))
+    studies.report(grid)
+    text = (grid.folder / "table.md").read_text()
+    best = text.split("## Best checkpoint")[1].split("## ")[0]
+    rows = {line.split("|")[1].strip(): line for line in best.splitlines() if line.startswith("| ")}
+    assert "**60.00 ± 0.50**" in rows["IAD-I (AT)"]
+    assert "**" not in rows["ARD (TRADES)"]
+    assert len({line.count("|") for line in rows.values()}) == 1
+    assert " 48.66 |" in rows["IAD-I (AT)"]
+    for said in ("## Differences", "## The paper's claims", "**holds**", "JPEG, with loss", "Table 2"):
+        assert said in text
+
+
+def test_one_seed_is_never_bold(in_folder):
+    grid = finished("table2", shares_of(0.6, 0.4), data=("cifar10",))
+    studies.report(grid)
+    text = (grid.folder / "table.md").read_text()
+    assert "**" not in text.split("## The paper's claims")[0]
+    assert "these very networks only" in text
+
+
+def test_latex_has_as_many_cells_in_every_row_and_nothing_that_latex_would_choke_on(in_folder):
+    grid = finished("table5", lambda label, seed: 0.5)
+    study = studies.report(grid)
+    text = tables.latex(study)
+    for block in re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end\{tabular\}", text, re.S):
+        columns = len(block[0])
+        rows = [line for line in block[1].splitlines() if line.endswith(r"\\")]
+        assert rows
+        assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {columns}
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    assert r"IAD-I, $\beta$ = 0.1" in code
+    assert code.isascii()
+    assert not re.search(r"(?<!\\)[%#]", code)
+
+
+def test_csv_has_a_line_a_row_checkpoint_and_measure(in_folder):
+    grid = finished("table2", shares_of(0.6, 0.4, 0.001), seeds=(0, 1))
+    study = studies.report(grid)
+    lines = list(csv.DictReader(io.StringIO((grid.folder / "table.csv").read_text())))
+    assert len(lines) == 20 * 2 * 5
+    (line,) = (
+        line
+        for line in lines
+        if (line["label"], line["checkpoint"], line["measure"]) == ("IAD-I (AT), cifar100", "last", "aa")
+    )
+    assert line["against"] == "ARD (AT), cifar100"
+    assert (line["paper"], line["verdict"], line["seeds"]) == ("23.66", "higher", "2")
+    assert float(line["low"]) < float(line["difference"]) < float(line["high"])
+    assert {claim["data"] for claim in study["claims"]} == {"cifar10", "cifar100"}
+
+
+def test_costs_are_compared_over_epochs(in_folder):
+    grid = grid_of("table14")
+    for cell in grid.cells:
+        fake_run(cell, 0.5, epochs=6, seconds=3.0 if "iad1" in cell.recipe else 2.0)
+    study = studies.report(grid)
+    row = next(row for row in study["rows"] if row["label"] == "IAD-I")
+    assert row["checkpoints"]["last"]["seconds_per_epoch"]["mean"] == pytest.approx(3.03)
+    assert row["paper"] == {"seconds_per_epoch": 182.01, "gpu_mib": 3977}
+    verdicts = {claim["claim"]: claim["verdict"] for claim in study["claims"]}
+    assert verdicts["IAD-I takes longer than ARD"] == "holds"
+    assert verdicts["IAD-II takes longer than AKD2"] == "cannot be told"
+    assert "seconds an epoch" in (grid.folder / "table.md").read_text()
+
+
+def test_signs_of_masking_are_told(in_folder):
+    grid = finished("table11", lambda label, seed: 0.5)
+    fake_run(cells_by_label(grid)["ARD, τ = 0.1"], 0.7, masked=True)
+    studies.report(grid)
+    assert "- ARD, τ = 0.1: zero_gradients (pgd20)" in (grid.folder / "table.md").read_text()
+
+
+def test_figures_are_drawn_of_finished_runs(in_folder):
+    grid = grid_of("figure3")
+    ard, iad = (next(c for c in grid.cells if c.recipe.startswith(name)) for name in ("ard", "iad1"))
+    for cell in grid.cells:
+        fake_run(cell, 0.5)
+    lines = [json.loads(line) for line in (iad.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        line | {"train/acc_adv": 30.0 + line["epoch"], "teacher/acc_on_student_adv": 50.0, "eval/pgd10": 20.0}
+        for line in lines
+    ]
+    for cell in (ard, iad):
+        (cell.folder / "settings.yaml").write_text("objective: {name: iad1}\n")
+    (iad.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.rmtree(ard.folder)
+    studies.report(grid)
+    drawn = {path.name for path in grid.folder.glob("figure*")}
+    assert drawn == {"figure3.png", "figure3.svg"}  # figure3c needs both runs
+    assert (grid.folder / "report.html").is_file()
+
+
+def test_a_figure_without_numbers_is_told(in_folder, caplog):
+    grid = grid_of("figure2")
+    for cell in grid.cells:
+        fake_run(cell, 0.5)
+        (cell.folder / "settings.yaml").write_text("objective: {name: iad1}\n")
+    studies.report(grid)
+    assert "figure2b is not drawn" in caplog.text
+    assert not list(grid.folder.glob("figure*"))
+
+
+# ------------------------------------------------------------------------------------------- the runner
+
+STUB = """
+import json, signal, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "settings.yaml").write_text("")
+def stop(*_):
+    (folder / "stopped").write_text("")
+    sys.exit(5)
+signal.signal(signal.SIGTERM, stop)
+code, seconds = int(sys.argv[2]), float(sys.argv[3])
+if (folder / "stopped").exists():
+    seconds = 0
+began = time.time()
+time.sleep(seconds)
+if code:
+    print("error: it broke")
+    sys.exit(code)
+evaluation = json.loads(sys.argv[4])
+(folder / "results.json").write_text(json.dumps({"evaluation": evaluation, "time": [began, time.time()]}))
+"""
+
+
+@pytest.fixture
+def stubbed(in_folder, monkeypatch):
+    """Cells whose processes do nothing but end as a test wants; the codes and seconds by recipe's method."""
+    (in_folder / "stub.py").write_text(STUB)
+    ends = {}
+
+    def command(cell):
+        code, seconds = ends.get(cell.recipe.partition("_")[0], (0, 0.0))
+        evaluation = json.dumps(dataclasses.asdict(cell.settings.eval))
+        return [sys.executable, "stub.py", str(cell.folder), str(code), str(seconds), evaluation]
+
+    monkeypatch.setattr(runner, "command", command)
+    return ends
+
+
+def run_all(grid, **way):
+    said = []
+    outcome = Runner(grid.cells, say=said.append, **way).run()
+    return outcome, "\n".join(said)
+
+
+def test_finished_cells_are_not_run_again(stubbed):
+    grid = grid_of("table2", data=("cifar10",), only=("IAD-I (AT)", "ARD (AT)"))
+    outcome, _ = run_all(grid)
+    assert len(outcome.finished) == 3
+    assert not outcome.left
+    again, said = run_all(grid)
+    assert again.finished == []
+    assert "3 of 3 cells are finished already" in said
+    assert studies.exit_code([again]) == 0
+
+
+def test_a_cell_that_wants_more_measures_is_run_for_them(stubbed):
+    run_all(grid_of("table2", "--eval.attacks natural", data=("cifar10",), only=("AT",)))
+    more = grid_of("table2", "--eval.attacks natural,pgd20", data=("cifar10",), only=("AT",))
+    assert [runner.state_of(cell) for cell in more.cells] == ["interrupted"]
+    assert len(run_all(more)[0].finished) == 1
+    fewer = grid_of("table2", "--eval.attacks pgd20", data=("cifar10",), only=("AT",))
+    assert [runner.state_of(cell) for cell in fewer.cells] == ["finished"]
+
+
+def test_students_wait_for_their_teachers_and_jobs_run_side_by_side(stubbed):
+    stubbed.update(at=(0, 0.3), ard=(0, 0.5), iad1=(0, 0.5))
+    grid = grid_of("table2", data=("cifar10",), only=("IAD-I (AT)", "ARD (AT)"))
+    outcome, _ = run_all(grid, jobs=2, devices=("0", "1"))
+    assert not outcome.left
+    times = {
+        cell.recipe: json.loads((cell.folder / "results.json").read_text())["time"] for cell in grid.cells
+    }
+    assert times["at_resnet18"][1] <= min(times["ard_resnet18"][0], times["iad1_resnet18"][0])
+    assert max(times["ard_resnet18"][0], times["iad1_resnet18"][0]) < min(
+        times["ard_resnet18"][1], times["iad1_resnet18"][1]
+    )
+
+
+def test_devices_are_shared_out(stubbed, monkeypatch, in_folder):
+    printing = (
+        "import os, sys; print('on', os.environ.get('CUDA_VISIBLE_DEVICES'), os.environ.get('WORLD_SIZE'))"
+    )
+    monkeypatch.setattr(runner, "command", lambda cell: [sys.executable, "-c", printing])
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    grid = grid_of("table2", data=("cifar10",), only=("AT", "TRADES"))
+    run_all(grid, jobs=2, devices=("3", "5"))
+    said = {runner.log_of(cell).read_text().strip() for cell in grid.cells}
+    assert said == {"on 3 None", "on 5 None"}
+
+
+def test_a_failure_is_told_and_stops_only_what_needs_it(stubbed):
+    stubbed.update(at=(3, 0.0))
+    grid = grid_of("table2", data=("cifar10",), only=("ARD (AT)", "ARD (TRADES)"))
+    outcome, said = run_all(grid)
+    assert "with exit code 3: error: it broke" in said
+    assert [cell.recipe for cell in outcome.finished] == ["trades_resnet18", "ard_resnet18"]
+    assert {cell.folder.parent.name for cell in outcome.left} == {"at_resnet18", "ard_resnet18-at"}
+    assert studies.exit_code([outcome]) == 3
+
+
+def test_a_budget_ends_running_cells_in_good_order_and_the_rest_goes_on_later(stubbed):
+    stubbed.update(at=(0, 60.0))
+    grid = grid_of("table2", data=("cifar10",), only=("AT", "TRADES"))
+    outcome, said = run_all(grid, budget=1.0)
+    assert outcome.stopped == "the budget is spent"
+    assert "it goes on where it was" in said
+    assert studies.exit_code([outcome]) == 5
+    assert [runner.state_of(cell) for cell in grid.cells] == ["interrupted", "to do"]
+    assert (grid.cells[0].folder / "stopped").exists()
+    outcome, said = run_all(grid)
+    assert not outcome.left
+    assert "going on" in said
+
+
+def test_a_share_waits_for_the_teacher_of_another(stubbed, monkeypatch, in_folder):
+    monkeypatch.setattr(runner, "OTHERS", 0.1)
+    grid = grid_of("table2", data=("cifar10",), only=("ARD (AT)",))
+    teacher, student = grid.cells
+    said = []
+
+    def say(line):
+        said.append(line)
+        if line.startswith("waiting"):
+            other = Runner([teacher], say=lambda line: None)
+            other.run()
+
+    outcome = Runner([student], say=say).run()
+    assert any("for another runner to finish runs/cifar10/at_resnet18/seed0" in line for line in said)
+    assert outcome.finished == [student]
+
+
+# ------------------------------------------------------------------------------------------- for real
+
+
+STUDY = """
+title: Tiny
+table: table2
+data: [digits]
+student: resnet18
+measures: [natural, pgd20]
+all: {checkpoint.every_steps: 2}
+students: {train.epochs: 12}
+rows:
+  - {label: AT, method: at}
+  - {label: IAD-I, method: iad1, teacher: at, against: AT}
+claims:
+  - {claim: IAD-I is more robust, a: IAD-I, b: AT, measure: pgd20, expect: greater}
+"""
+OPTIONS = (
+    "--student.name cifar_resnet8 --data.limit-train 64 --data.limit-test 32 --train.batch-size 16 "
+    "--teachers.train.epochs 1 --precision fp32"
+)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A study through the recipes' own command lines: stopped by a signal within the student, then continued."""
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "tiny.yaml").write_text(STUDY)
+    line = [sys.executable, str(RECIPES / "studies/run.py"), "tiny.yaml", *shlex.split(OPTIONS)]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(RECIPES.parent)}
+    with subprocess.Popen(
+        line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            if list(folder.glob("runs/digits/iad1*/seed0/checkpoints/epoch0001-*")):
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        first = process.communicate(timeout=120)[0]
+    again = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return folder, (process.returncode, first), (again.returncode, again.stdout + again.stderr)
+
+
+def test_a_signal_stops_a_study_and_the_same_command_goes_on(real):
+    folder, (code, said), (second, said_again) = real
+    assert code == 5, said
+    assert "they save and end" in said
+    assert "claims" in said  # a table of what there is
+    assert second == 0, said_again
+    assert "1 of 2 cells are finished already" in said_again
+    assert "going on" in said_again
+    (student,) = folder.glob("runs/digits/iad1*/seed0")
+    events = [json.loads(line)["event"] for line in (student / "history.jsonl").read_text().splitlines()]
+    assert events == ["begun", "stopped", "continued", "measured"]
+    assert len((student / "metrics.jsonl").read_text().splitlines()) == 12
+
+
+def test_its_table_is_of_its_run_folders(real):
+    (table,) = real[0].glob("runs/studies/tiny-*/study.json")
+    study = json.loads(table.read_text())
+    row = next(row for row in study["rows"] if row["label"] == "IAD-I")
+    run = table.parent / row["runs"][0]
+    measured = json.loads((run / "results.json").read_text())
+    for which in ("best", "last"):
+        for measure in ("natural", "pgd20"):
+            assert row["checkpoints"][which][measure]["mean"] == pytest.approx(
+                measured[which][measure], abs=0.01
+            )
+    (compared,) = (c for c in study["comparisons"] if (c["measure"], c["checkpoint"]) == ("pgd20", "best"))
+    teacher = json.loads((table.parent / study["rows"][0]["runs"][0] / "results.json").read_text())
+    assert compared["difference"] == pytest.approx(
+        measured["best"]["pgd20"] - teacher["best"]["pgd20"], abs=0.01
+    )
+    assert study["claims"][0]["verdict"] == "cannot be told"
+    assert measured["teacher"]["source"] == str(
+        next(real[0].glob("runs/digits/at_*/seed0")).relative_to(real[0])
+    )
+
+
+def test_a_dry_run_says_how_far_everything_is(real, capsys):
+    folder = real[0]
+    with contextlib.chdir(folder), pytest.raises(SystemExit) as stopped:
+        cli.main(["study", "tiny.yaml", *shlex.split(OPTIONS), "--dry-run"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert "2 cells: 2 finished" in said
+    assert "can detect about" in said
+    assert not os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_a_report_alone_runs_nothing(real, capsys, monkeypatch):
+    monkeypatch.setattr(studies, "run", lambda *_: pytest.fail("it ran"))
+    with contextlib.chdir(real[0]), pytest.raises(SystemExit) as stopped:
+        cli.main(["study", "tiny.yaml", *shlex.split(OPTIONS), "--report"])
+    assert stopped.value.code == 0
+    assert "## The paper's claims" in capsys.readouterr().out
+
+
+def test_studies_are_listed(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["study"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    for name in NAMES:
+        assert f"\n{name} " in f"\n{said}"
+
+
+def test_flags_are_read_once_and_as_booleans(in_folder):
+    grid = finished("table2", lambda label, seed: 0.25, data=("cifar10",), only=("AT",))
+    (run,) = (results.Run(cell.folder, {}) for cell in grid.cells)
+    flags = run.flags("best", "natural")
+    assert flags.dtype == np.bool_
+    assert flags.mean() == 0.25
