@@ -477,3 +477,45 @@ FIGURES: Mapping[str, Callable[[Axes, Sequence[Run]], None]] = {
     "losses": losses,
     "radius": accuracy_by_radius,
 }
+
+
+def epsilon_curve(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw robust accuracy against the radius, a line a network: a sound one falls to about zero.
+
+    Args:
+        results: by the network's name, what `evaluate` returned; those without a `curve` are left out.
+        path: where to write; the suffix says the format.
+
+    Raises:
+        ValueError: no result has a curve.
+    """
+    curves = {name: result for name, result in results.items() if "curve" in result}
+    if not curves:
+        raise ValueError("results: none has a curve; measure it with evaluate(…, curve=256)")
+    with mpl.rc_context(
+        {"font.size": 10, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        axes = figure.subplots()
+        # the palette's colours and markers in turn; a line style more where there are more networks than colours
+        styles = [(colour, marker) for _, colour, marker in MEASURES.values()]
+        for index, (name, result) in enumerate(curves.items()):
+            colour, marker = styles[index % len(styles)]
+            radii = [255 * parse_fraction(radius) for radius in result["curve"]]
+            axes.plot(
+                radii,
+                list(result["curve"].values()),
+                color=colour,
+                marker=marker,
+                linestyle=("-", "--", ":")[index // len(styles) % 3],
+                markersize=5,
+                label=f"{name}, n={result['curve_n']}",
+            )
+        axes.set_ylim(0, 100)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("L∞ radius, 1/255")
+        axes.set_ylabel("accuracy under PGD-20, %")
+        axes.grid(color="#DDDDDD", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=150)
