@@ -30,7 +30,7 @@ class ByART:
     ) -> None:
         self.task, self.student = task, task.build(1, device)
         data = task.images(device)
-        self.x = data.images.float().div(255).cpu().numpy()
+        self.x = task.pixels(device).cpu().numpy()
         self.y = np.eye(task.classes, dtype=np.float32)[data.labels.cpu().numpy()]
         self.optimizer = sgd(self.student)
         self.classifier = PyTorchClassifier(

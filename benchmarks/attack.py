@@ -42,7 +42,7 @@ def measure(bench: Bench, task: Task, decided: Precision, share: float) -> dict[
     memory_format = torch.channels_last if decided.channels_last else torch.contiguous_format
     network = task.build(1, bench.device).to(memory_format=memory_format).train()
     data = task.images(bench.device)
-    images = data.images.float().div(255).contiguous(memory_format=memory_format)
+    images = task.pixels(bench.device).contiguous(memory_format=memory_format)
     autocast = autocast_of(decided, bench.device)
     ours = attacks.PGD(network, steps=task.steps, training=True)
     stock = torchattacks.PGD(network, eps=attacks.EPS, alpha=attacks.STEP, steps=task.steps)
@@ -88,7 +88,7 @@ def ways(bench: Bench, task: Task, decided: Precision) -> dict[str, Any]:
     """The training attack eagerly, by a compiled step and, on a GPU, as a graph; compilation apart."""
     memory_format = torch.channels_last if decided.channels_last else torch.contiguous_format
     data = task.images(bench.device)
-    images = data.images.float().div(255).contiguous(memory_format=memory_format)
+    images = task.pixels(bench.device).contiguous(memory_format=memory_format)
     autocast = autocast_of(decided, bench.device)
 
     def attack(kind: compiling.Kind) -> Contender:

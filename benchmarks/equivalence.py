@@ -1,10 +1,11 @@
-"""That two contenders compute the same thing: in fp32, on a few images, from the same weights and random start.
+"""That two contenders compute the same thing: on a few images, from the same weights and random start.
 
 The sign in the attack's arithmetic turns a gradient's last bit into a step of the other direction, so that where the
 arithmetic is reordered x̃ is compared pixel by pixel: at least 99.9% must be equal. Where it is not reordered, all are.
+What one step's rounding leaves, the next multiplies: ResNet-18 in train mode on 8 images agrees with itself, reordered,
+in 100% of the pixels after one step and in 98% after three. Whole attacks are therefore compared in fp64 too.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,16 +17,17 @@ from iad_ext import attacks
 from iad_ext.step import Step
 
 PIXELS = 0.999
-TOLERANCE = 2e-3  # of the largest value: what a sign here and there leaves in a gradient
+# of the largest value; in fp32, what a pixel's rounding leaves in the gradient of an untrained ResNet-18 is 3e-3
+TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6}
 
 
 class NotEqualError(RuntimeError):
     """Two contenders do not compute the same thing: their times cannot be compared."""
 
 
-def small(task: Task, *, batch: int = 8, steps: int = 3) -> Task:
+def small(task: Task, *, batch: int = 8, steps: int = 3, dtype: torch.dtype = torch.float32) -> Task:
     """The same network on a few images."""
-    return Task(task.network, batch, task.size, task.classes, steps=steps)
+    return Task(task.network, batch, task.size, task.classes, steps=steps, dtype=dtype)
 
 
 def our_update(
@@ -35,15 +37,14 @@ def our_update(
     *,
     start: Tensor,
     attack: str | None = None,
-    images: Tensor | None = None,
     **step: Any,
 ) -> dict[str, Any]:
-    """One update of ours in fp32; what it computed on the way."""
+    """One update of ours in the task's type; what it computed on the way."""
     build, epoch = OBJECTIVES[objective]
     row = build()
     student, teacher, natural = (task.build(seed, device) for seed in (1, 2, 3))
     data = task.images(device)
-    pixels = data.images.float().div(255) if images is None else images
+    pixels = task.pixels(device)
     row_attack = attacks.build(
         attack or row.attack, student.train(), steps=task.steps, training=row.attack_training
     )
@@ -84,6 +85,7 @@ def compared(
         NotEqualError: farther than rounding explains.
     """
     found: dict[str, Any] = {}
+    tolerance = TOLERANCE[next(iter(ours[parts[0]].values())).dtype]
     if ours["adversarial"] is not None:
         equal = _near(ours["adversarial"], other["adversarial"])
         found["x̃ equal"] = f"{100 * equal:.2f}%"
@@ -91,12 +93,12 @@ def compared(
             raise NotEqualError(f"x̃ is equal in {100 * equal:.3f}% of its pixels only")
     if "loss" in ours and other.get("loss") is not None:
         found["loss apart"] = float(f"{abs(ours['loss'] - other['loss']) / abs(other['loss']):.1e}")
-        if found["loss apart"] > TOLERANCE:
+        if found["loss apart"] > tolerance:
             raise NotEqualError(f"losses are {ours['loss']} and {other['loss']}")
     for part in parts:
         apart = farthest(ours[part], other[part])
         found[f"{part} apart"] = float(f"{apart:.1e}")
-        if apart > TOLERANCE:
+        if apart > tolerance:
             raise NotEqualError(f"{part} are {apart:.1e} of their largest value apart")
     return found
 
@@ -116,11 +118,6 @@ def farthest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 def start_of(task: Task, device: torch.device) -> Tensor:
     """A random start that keeps x̃ within [0, 1], where clipping it (as we do) or not (as released) is the same."""
-    pixels = task.images(device).images.float().div(255)
+    pixels = task.pixels(device)
     noise = torch.empty(pixels.shape).uniform_(-8 / 255, 8 / 255, generator=torch.Generator().manual_seed(0))
-    return (pixels + noise.to(device)).clamp(0, 1) - pixels
-
-
-def fresh(network: nn.Module) -> nn.Module:
-    """A copy with the same weights."""
-    return copy.deepcopy(network)
+    return (pixels + noise.to(pixels)).clamp(0, 1) - pixels

@@ -59,7 +59,7 @@ class Released:
         self.natural_teacher = task.build(3, device).eval().requires_grad_(False)
         self.optimizer = sgd(self.student)
         data = task.images(device)
-        self.images, self.labels = data.images.float().div(255), data.labels
+        self.images, self.labels = task.pixels(device), data.labels
         self.steps = task.steps
         self.start: Tensor | None = None
         self.adversarial = self.images

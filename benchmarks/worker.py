@@ -36,6 +36,7 @@ def main() -> None:
         seed=0,
         attack=attacks.PGD(student.train(), steps=steps, training=True),
         teacher=teacher,
+        diagnostics="off",
     )
     seconds = []
     for repeat in range(repeats + 1):

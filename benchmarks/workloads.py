@@ -53,11 +53,16 @@ class Task:
     size: int = 32
     classes: int = 10
     steps: int = STEPS
+    dtype: torch.dtype = torch.float32
 
     def build(self, seed: int, device: torch.device) -> nn.Module:
         """The network with a seed's weights; seed 1 is the student, 2 and 3 are teachers."""
         network = create_network(self.network, num_classes=self.classes, seed=seed)
-        return network.to(device)
+        return network.to(device, self.dtype)
+
+    def pixels(self, device: torch.device) -> Tensor:
+        """The images of a batch in [0, 1]."""
+        return self.images(device).images.to(self.dtype).div(255)
 
     def images(self, device: torch.device, batches: int = 1) -> ImageSet:
         """Noise as uint8 with labels."""
@@ -119,7 +124,10 @@ def process_state(kept: dict[type, dict[str, Any]]) -> Iterator[None]:
 
 
 class Ours:
-    """The engine's whole step, as a run does it: batch, random start, attack, passes, loss, figures, update."""
+    """The engine's whole step, as a run does it: batch, random start, attack, passes, loss, figures, update.
+
+    Without the passes that only figures read: `--diagnostics off`.
+    """
 
     def __init__(
         self,
@@ -178,6 +186,7 @@ class Ours:
                 source=source,
                 seed=0,
                 attack=run,
+                diagnostics="off",
                 teacher=network(2) if needed & {"teacher_nat", "teacher_adv"} else None,
                 natural_teacher=network(3) if "natural_teacher_adv" in needed else None,
                 **engine,
@@ -231,7 +240,7 @@ class Floor:
         self.teacher = network(2).eval().requires_grad_(False)
         self.natural_teacher = network(3).eval().requires_grad_(False)
         self.optimizer = sgd(self.student)
-        pixels = task.images(device).images.float().div(255)
+        pixels = task.pixels(device)
         self.images = pixels.contiguous(memory_format=memory_format)
         self.leaf = self.images.clone().requires_grad_(True)
         self.both = torch.cat([self.images, self.images])

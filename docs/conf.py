@@ -57,6 +57,7 @@ nitpick_ignore = [
     ("py:class", "torchattacks.PGD"),  # torchattacks publishes no inventory
     ("py:class", "torchattacks.TPGD"),
     ("py:class", "torchattacks.attack.Attack"),
+    ("py:class", "torch.nn.modules.batchnorm._BatchNorm"),
 ]
 
 autodoc_member_order = "bysource"

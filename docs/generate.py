@@ -371,19 +371,24 @@ def example_page(file: Path) -> str:
     printed = DOCS / "gallery" / f"{file.stem}.txt"
     output = ""
     if printed.exists():
+        made, _, command = printed.read_text(encoding="utf-8").partition("\n")[0].rpartition(": ")
         output = (
-            f"## What it prints\n\n:::{{literalinclude}} /gallery/{printed.name}\n:language: text\n:::\n\n"
+            f"## What it prints\n\n`{command}` ({made.removeprefix('# ')}):\n\n"
+            f":::{{literalinclude}} /gallery/{printed.name}\n:language: text\n:lines: 2-\n:::\n\n"
         )
-    return f"""# {file.stem.replace("_", " ").capitalize()}
+    # what it says of itself stands above already
+    below = ast.parse(file.read_text(encoding="utf-8")).body[0].end_lineno + 2
+    return f"""# {file.name}
 
 {title}
 
 {rest.strip()}
 
-{output}## The file
+{output}## The code
 
 :::{{literalinclude}} /../examples/{file.name}
 :language: python
+:lines: {below}-
 :::
 """
 
@@ -394,7 +399,7 @@ def gallery() -> str:
     if not found:
         return "There are no examples yet.\n"
     rows = [
-        [f"[{file.stem}](/generated/gallery/{file.stem}.md)", said_of(file).partition("\n")[0]]
+        [f"[{file.name}](/generated/gallery/{file.stem}.md)", said_of(file).partition("\n")[0]]
         for file in found
     ]
     listed = "\n".join(f"/generated/gallery/{file.stem}" for file in found)

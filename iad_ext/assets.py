@@ -4,13 +4,14 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
 from iad_ext import settings as settings_
 from iad_ext.backbones import hub_source, load_network, num_classes_of
-from iad_ext.data import Splits
+from iad_ext.data import ImageSet, Splits, load_extra
 from iad_ext.plan import NAMED_TEACHERS, Plan, data_folder, load_data
 from iad_ext.provenance import digest
 from iad_ext.settings import Settings
@@ -31,6 +32,7 @@ class Assets:
     natural_teacher: nn.Module | None
     sources: Mapping[str, str]  # where each teacher came from
     digests: Mapping[str, str]  # SHA-256 of each teacher's weights
+    extra: ImageSet | None = None  # more images to train on
 
     @classmethod
     def load(cls, plan: Plan, device: torch.device) -> "Assets":
@@ -49,6 +51,12 @@ class Assets:
                     "%s reads no %s: %s is not used", plan.objective.name, role, settings_.option(role)
                 )
         splits = load_data(settings)
+        extra = None
+        if settings.data.extra is not None:
+            extra, where = load_extra(settings.data.extra, splits.classes)
+            digests = {**cast(Mapping[str, str], splits.provenance["digest"]), "extra": where["digest"]}
+            provenance = {**splits.provenance, "extra": where, "digest": digests}
+            splits = dataclasses.replace(splits, provenance=provenance)
         networks: dict[str, nn.Module | None] = {}
         for role, source in found.items():
             architecture = getattr(settings, f"{role}_architecture")
@@ -60,6 +68,7 @@ class Assets:
         loaded = {role: network for role, network in networks.items() if network is not None}
         return cls(
             splits,
+            extra=extra,
             **networks,
             # a teacher of the hub by its commit, also where a branch was asked for
             sources={role: hub_source(network) or str(found[role]) for role, network in loaded.items()},

@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
 from torch import Tensor
 
+from iad_ext import augment
+from iad_ext.augment import CUTMIX_NUMBERS, Augmentation
+from iad_ext.checks import check_number
 from iad_ext.data import ImageSet, unit_pixels
 from iad_ext.randomness import stream
 from iad_ext.types import Images, Labels
@@ -44,6 +47,8 @@ class _Plan:
     down: Tensor  # the crop's first row in the padded image
     right: Tensor  # its first column
     flip: Tensor
+    numbers: Tensor  # (n, …), of the augmentation and CutMix
+    partner: Tensor  # the image that CutMix takes its rectangle from
 
 
 class Batches:
@@ -61,6 +66,12 @@ class Batches:
         padding: pixels added on each side before the crop; 0 means no crop.
         flip: mirror half of the images.
         shuffle: take the images in a new order every epoch, otherwise as they lie.
+        augmentation: what is done to an image after crop and flip.
+        cutmix: share of the images that get a rectangle of another, in [0, 1]; see `augment.cutmix`.
+        extra: more images of the same size and classes, such as generated ones; `Batch.index` counts them after
+            those of `data`.
+        extra_share: share of an epoch's images that are theirs, in [0, 1]; an epoch stays as long as `data`. They are
+            taken in random order, each once before any is taken twice.
         drop_last: leave out an epoch's last batch when it is smaller than the others.
         channels_last: give images in torch's channels_last memory format.
 
@@ -77,6 +88,10 @@ class Batches:
         padding: int = 0,
         flip: bool = False,
         shuffle: bool = True,
+        augmentation: Augmentation | None = None,
+        cutmix: float = 0.0,
+        extra: ImageSet | None = None,
+        extra_share: float = 0.0,
         drop_last: bool = False,
         channels_last: bool = False,
     ) -> None:
@@ -89,7 +104,17 @@ class Batches:
                 f"an epoch of {len(data)} images has no batch of {batch_size}; "
                 "give more images, a smaller batch_size or drop_last=False"
             )
+        check_number("cutmix", cutmix, at_least=0, at_most=1)
+        check_number("extra_share", extra_share, at_least=0, at_most=1)
+        if extra_share and (extra is None or not len(extra)):
+            raise ValueError(f"extra_share={extra_share:g} asks for extra images; give some")
         self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.augmentation, self.cutmix = augmentation, cutmix
+        self._of_data, self._of_extra = len(data), 0
+        if extra is not None and extra_share:
+            self._of_extra = len(extra)
+            self.data = data = _joined(data, extra)
+        self._from_extra = round(extra_share * self._of_data)
         self.padding, self.flip, self.shuffle, self.drop_last = padding, flip, shuffle, drop_last
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         images = data.images.contiguous(memory_format=self._format)  # a gather keeps its source's format
@@ -100,7 +125,7 @@ class Batches:
         self._planned: tuple[int, _Plan] | None = None
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.data), self.batch_size)
+        full, rest = divmod(self._of_data, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
     def batch(self, epoch: int, step: int, *, part: int = 0, parts: int = 1) -> Batch:
@@ -120,12 +145,17 @@ class Batches:
                 f"need 0 ≤ part < parts and epoch ≥ 0; got part={part}, parts={parts}, epoch={epoch}"
             )
         begin = step * self.batch_size
-        total = min(self.batch_size, len(self.data) - begin)
+        total = min(self.batch_size, self._of_data - begin)
         offset, end = share(total, part, parts)
         here = slice(begin + offset, begin + end)
         plan = self._plan(epoch)
         index = plan.order[here]
         images = self._augmented(index, plan.down[here], plan.right[here], plan.flip[here])
+        if self.augmentation is not None:
+            images = self.augmentation.apply(images, plan.numbers[here, CUTMIX_NUMBERS:])
+        if self.cutmix:
+            others = unit_pixels(self._crops[plan.partner[here], :, self.padding, self.padding])
+            images = augment.cutmix(images, others, plan.numbers[here], probability=self.cutmix)
         return Batch(images, self.data.labels[index], index, offset, total)
 
     def _augmented(self, index: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Images:
@@ -137,17 +167,38 @@ class Batches:
     def _plan(self, epoch: int) -> _Plan:
         """The epoch's plan: drawn on the CPU, so that every device gets the same, and moved once."""
         if self._planned is None or self._planned[0] != epoch:
-            n, device = len(self.data), self.data.images.device
-            order = (
-                torch.randperm(n, generator=stream(self.seed, "order", epoch))
-                if self.shuffle
-                else torch.arange(n)
-            )
+            n, device = self._of_data, self.data.images.device
             corners = torch.randint(2 * self.padding + 1, (2, n), generator=stream(self.seed, "crop", epoch))
             flip = torch.rand(n, generator=stream(self.seed, "flip", epoch)) < 0.5
-            down, right = corners.to(device)
-            self._planned = epoch, _Plan(order.to(device), down, right, flip.to(device))
+            read = CUTMIX_NUMBERS + (self.augmentation.numbers if self.augmentation else 0)
+            numbers = torch.rand(n, read, generator=stream(self.seed, "augment", epoch))
+            partner = torch.randint(len(self.data), (n,), generator=stream(self.seed, "cutmix", epoch))
+            drawn = (self._order(epoch), *corners, flip, numbers, partner)
+            self._planned = epoch, _Plan(*(tensor.to(device) for tensor in drawn))
         return self._planned[1]
+
+    def _order(self, epoch: int) -> Tensor:
+        """Which image stands at each position of the epoch, (n,)."""
+        n, generator = self._of_data, stream(self.seed, "order", epoch)
+        own = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
+        if not self._from_extra:
+            return own
+        generator = stream(self.seed, "extra", epoch)
+        rounds = -(-self._from_extra // self._of_extra)
+        others = torch.cat([torch.randperm(self._of_extra, generator=generator) for _ in range(rounds)])
+        mixed = torch.cat([own[: n - self._from_extra], n + others[: self._from_extra]])
+        return mixed[torch.randperm(n, generator=generator)]
+
+
+def _joined(data: ImageSet, extra: ImageSet) -> ImageSet:
+    if extra.images.shape[1:] != data.images.shape[1:] or extra.num_classes != data.num_classes:
+        raise ValueError(
+            f"extra images must be as the training images, {tuple(data.images.shape[1:])} of {data.num_classes} "
+            f"classes; got {tuple(extra.images.shape[1:])} of {extra.num_classes}"
+        )
+    extra = extra.to(data.images.device)
+    images, labels = torch.cat([data.images, extra.images]), torch.cat([data.labels, extra.labels])
+    return ImageSet(images, labels, data.classes)
 
 
 def batches_in_order(data: ImageSet, batch_size: int) -> Iterator[tuple[Images, Labels]]:

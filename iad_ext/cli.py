@@ -136,19 +136,93 @@ def _wrapped(text: str, *, first: str = "", rest: str = "") -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which test images; a run folder's own when not given."""
+
+    name: Annotated[str | None, _option(metavar="NAME")] = None
+    """cifar10, cifar100, tiny-imagenet, digits, or a Hugging Face data set id."""
+    path: Annotated[Path | None, _option(metavar="DIR")] = None
+    """Folder that holds the data set, for work without a network."""
+    revision: Annotated[str | None, _option(metavar="COMMIT")] = None
+    """Commit of the data set on the hub."""
+    image_column: Annotated[str | None, _option(metavar="NAME")] = None
+    """Column of the images; found by its type when not given."""
+    label_column: Annotated[str | None, _option(metavar="NAME")] = None
+    """Column of the labels; found by its type when not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Is this machine ready? Versions, devices, precision, traps, cache; each problem with its fix."""
+    """Is this machine ready, or, with --teacher, that teacher?
+
+    Of the machine: versions, devices, precision, traps, cache; each problem with its fix. Of a teacher: how right and
+    how sure it is on the adversarial images of a student, from a few test images.
+    """
 
     probe: bool = True
     """Leave out what takes some seconds: timing a ResNet-18 to see which precision pays off."""
+    teacher: Annotated[str | None, _option(metavar="MODEL")] = None
+    """Read this teacher: run folder, checkpoint, timm name or hf-hub:OWNER/NAME."""
+    student: Annotated[str | None, _option(metavar="MODEL")] = None
+    """The student whose attacks it is read on, likewise; the teacher itself when not given."""
+    teacher_architecture: Annotated[str | None, _option(metavar="NAME")] = None
+    """A bare checkpoint's name in timm's registry."""
+    student_architecture: Annotated[str | None, _option(metavar="NAME")] = None
+    """Likewise."""
+    data: Data = field(default_factory=Data)
+    limit: Annotated[int, arg(metavar="N")] = 200
+    """How many test images."""
+    eps: Annotated[str | None, _option(metavar="PIXELS")] = None
+    """L∞ radius in pixels of [0, 1]; 8/255, and 0.1 for digits, when not given."""
 
     def run(self) -> int:
         """Print what was found."""
+        if self.teacher is not None:
+            return self._read_teacher(self.teacher)
+        if self.student is not None:
+            raise WrongInputError("--student is for reading a teacher; name one with --teacher")
         from iad_ext import doctor
 
         findings = doctor.examine(doctor.gather(probe=self.probe))
         print(doctor.report(findings, width=_width()))
         return TO_MEND if any(finding.level == "mend" for finding in findings) else DONE
+
+    def _read_teacher(self, source: str) -> int:
+        import torch
+
+        from iad_ext.backbones import load_network
+        from iad_ext.data import load_splits
+        from iad_ext.teacher_reading import read_teacher
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        name = self.data.name or (str(self.data.path) if self.data.path is not None else None)
+        with _input():
+            if name is None:
+                raise ValueError("--teacher is read on images; give --data.name cifar10, or another")
+            eps = parse_fraction(self.eps) if self.eps is not None else _usual_eps(name)
+            images = load_splits(
+                name,
+                path=self.data.path,
+                revision=self.data.revision,
+                selection="test",
+                limit_train=1,
+                limit_test=self.limit,
+                image_column=self.data.image_column,
+                label_column=self.data.label_column,
+            )
+            networks = []
+            for model, architecture in (
+                (source, self.teacher_architecture),
+                (self.student or source, self.student_architecture or self.teacher_architecture),
+            ):
+                classes = images.num_classes if architecture else None
+                loaded = load_network(model, architecture=architecture, num_classes=classes)
+                networks.append(loaded.to(device))
+            test = images.test.to(device)
+            teacher, student = networks
+            reading = read_teacher(teacher, student, test.pixels(), test.labels, eps=eps)
+        print("\n".join(_wrapped(line, rest=" " * 18) for line in reading.lines()))
+        return TO_MEND if reading.over_confident or reading.at_chance else DONE
 
 
 # ------------------------------------------------------------------------------------------- objectives
@@ -452,22 +526,6 @@ class Loading:
         given = {"architecture": self.architecture, "num_classes": self.num_classes}
         optional = {"revision": self.revision, "key": self.key, "model_args": values or None}
         return given | {name: value for name, value in optional.items() if value is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Which test images; a run folder's own when not given."""
-
-    name: Annotated[str | None, _option(metavar="NAME")] = None
-    """cifar10, cifar100, tiny-imagenet, digits, or a Hugging Face data set id."""
-    path: Annotated[Path | None, _option(metavar="DIR")] = None
-    """Folder that holds the data set, for work without a network."""
-    revision: Annotated[str | None, _option(metavar="COMMIT")] = None
-    """Commit of the data set on the hub."""
-    image_column: Annotated[str | None, _option(metavar="NAME")] = None
-    """Column of the images; found by its type when not given."""
-    label_column: Annotated[str | None, _option(metavar="NAME")] = None
-    """Column of the labels; found by its type when not given."""
 
 
 @dataclass(frozen=True, kw_only=True)

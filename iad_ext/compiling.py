@@ -84,6 +84,8 @@ def decide(
         return Compilation("off", reason)
     if not isinstance(attack, PGD | TRADESPGD):
         return _instead(wanted, "only this package's own attacks can be compiled")
+    if getattr(attack, "reads", None):
+        return _instead(wanted, "an attack that is given a teacher's pass has no compiled form")
     if images.device.type != "cuda":
         if wanted == "auto":
             return Compilation("off", ON_A_CPU)

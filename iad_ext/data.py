@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -278,6 +279,51 @@ def load_splits(
         **_encoding(formats, known),
     }
     return Splits(images["train"], images["validation"], images["test"], selection, provenance)
+
+
+def load_extra(source: str, classes: Sequence[str]) -> tuple[ImageSet, dict[str, object]]:
+    """Load more images to train on, such as generated ones, and say where they came from.
+
+    Args:
+        source: an `.npz` file with `image`, uint8 (n, height, width, 3), and `label`, integers (n,), which is how
+            generated CIFAR images are published; or a hub id or local folder, of which the training split is taken.
+        classes: the training set's classes.
+
+    Raises:
+        ValueError: the file holds something else, or labels outside the classes.
+        FileNotFoundError: there is no such file.
+    """
+    if source.endswith(".npz"):
+        found = _npz_images(Path(source), classes)
+    else:
+        found = load_splits(source, selection="test").train
+    if found.num_classes != len(classes):
+        raise ValueError(f"{source} has {found.num_classes} classes, the training set {len(classes)}")
+    return found, {"source": source, "n": len(found), "digest": _digest(found)}
+
+
+def _npz_images(path: Path, classes: Sequence[str]) -> ImageSet:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            images, labels = held["image"], held["label"]
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} must hold arrays image and label: {error}") from error
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise ValueError(
+            f"{path}: image must be uint8 (n, height, width, 3); got {images.dtype} {images.shape}"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path}: label must be integers ({len(images)},); got {labels.dtype} {labels.shape}"
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+        raise ValueError(
+            f"{path}: label must be in 0 … {len(classes) - 1}; got {labels.min()} … {labels.max()}"
+        )
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return ImageSet(pixels, torch.from_numpy(labels.astype(np.int64)), tuple(classes))
 
 
 def _check_arguments(

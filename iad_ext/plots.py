@@ -23,6 +23,7 @@ from iad_ext.checkpoint import read_lines
 from iad_ext.diagnostics import HISTOGRAM, TRUST_EDGES
 from iad_ext.evaluation import images
 from iad_ext.names import unknown
+from iad_ext.units import parse_fraction
 
 # Okabe & Ito's palette, and a marker each, so that a figure survives a black-and-white printer
 MEASURES = {
@@ -126,7 +127,15 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#D55E00",
     "#CC79A7",
 )
-MARKS = ((BLACK, "o", "-"), (VERMILION, "s", "--"), (BLUE, "^", "-."), (GREEN, "D", ":"), (PURPLE, "v", "-"))
+MARKS = (
+    (BLACK, "o", "-"),
+    (VERMILION, "s", "--"),
+    (BLUE, "^", "-."),
+    (GREEN, "D", ":"),
+    (PURPLE, "v", "-"),
+    (ORANGE, "P", "--"),
+    (SKY, "X", "-."),
+)
 BETAS = (0.01, 0.1, 0.5, 1.0)  # those of the paper's Figure 4 that can be told apart in one picture
 STYLE = {
     "font.size": 9,
@@ -439,6 +448,24 @@ def robust_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handlelength=2.4)
 
 
+def accuracy_by_radius(axes: Axes, runs: Sequence[Run]) -> None:
+    """Robust accuracy by radius, of the best checkpoint and the last: a sound network's falls to about zero."""
+    results = _only(runs).results
+    for which, (colour, marker, line) in zip(("best", "last"), MARKS, strict=False):
+        measured = results.get(which)
+        curve = measured.get("curve") if isinstance(measured, Mapping) else None
+        if isinstance(curve, Mapping) and curve:
+            points = sorted((255 * parse_fraction(str(radius)), value) for radius, value in curve.items())
+            axes.plot(*zip(*points, strict=True), line, color=colour, marker=marker, label=which)
+    if not axes.lines:
+        raise NothingToDrawError(f"{runs[0].label} was not measured by radius")
+    axes.set_ylim(0, 100)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("L∞ radius, 1/255")
+    axes.set_ylabel("accuracy under PGD-20, %")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handlelength=2.4)
+
+
 FIGURES: Mapping[str, Callable[[Axes, Sequence[Run]], None]] = {
     "figure1a": teacher_accuracy,
     "figure2b": three_cases,
@@ -448,4 +475,5 @@ FIGURES: Mapping[str, Callable[[Axes, Sequence[Run]], None]] = {
     "trust": trust_histogram,
     "learning": learning,
     "losses": losses,
+    "radius": accuracy_by_radius,
 }

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from iad_ext import attacks, checkpoint, compiling, files, precision, processes, provenance
 from iad_ext import settings as settings_
 from iad_ext.assets import Assets, UsageError
+from iad_ext.augment import AUGMENTATIONS
 from iad_ext.averaging import WeightAverage, reestimate_batchnorm
 from iad_ext.backbones import create_network, load_network, save_network, saved_metadata
 from iad_ext.batches import Batches, batches_in_order, share
@@ -414,8 +415,12 @@ class Run:
             self.assets.splits.train.to(self.world.device),
             batch_size=train.batch_size,
             seed=train.seed,
-            padding=train.padding,
+            padding=train.padding if train.augment == "crop" else 0,
             flip=train.flip,
+            augmentation=AUGMENTATIONS.get(train.augment),
+            cutmix=train.cutmix,
+            extra=self.assets.extra,
+            extra_share=self.settings.data.extra_share,
             channels_last=decided.channels_last,
         )
         accelerator = accelerator_for(decided)

@@ -120,6 +120,12 @@ def test_others_attacks_run_eagerly(tiny_network, images, caplog):
     assert "only this package's own attacks" in caplog.text
 
 
+def test_attacks_that_are_given_a_teachers_pass_run_eagerly(tiny_network, images):
+    found = decided("auto", attacks.RSLADPGD(tiny_network()), images)
+    assert found.kind == "off"
+    assert "given a teacher's pass" in found.reason
+
+
 def test_off_is_off_without_a_trial(images):
     assert decided("off", None, images) == Compilation("off", "asked for")
 

@@ -207,6 +207,10 @@ def test_examples_have_a_page_each():
     for file in generate.examples():
         page = generate.example_page(file)
         assert f"/../examples/{file.name}" in page
+        assert re.search(rf"^`python examples/{file.name}` \(20.*torch.*\):$", page, re.MULTILINE)
+        # the code that is shown begins below what the page says already
+        shown = file.read_text().splitlines()[int(re.search(r"^:lines: (\d+)-\n:::\n\Z", page, re.M)[1]) - 1]
+        assert shown.startswith("import ")
         assert file.stem in generate.gallery()
 
 

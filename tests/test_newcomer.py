@@ -56,6 +56,23 @@ def test_a_teacher_that_nobody_reads_is_said(here, caplog):
     assert "at reads no teacher: --teacher is not used" in caplog.messages
 
 
+def test_no_teacher_at_all(here, capsys):
+    assert _run("", name="iad1_resnet18") == 2
+    _says(
+        capsys,
+        "error: no teacher yet: --teacher at looks in runs/digits/at_resnet18/seed0. Train it first: "
+        "accelerate launch recipes/at_resnet18.py --data.name digits or name another one with --teacher",
+    )
+    assert list(here.iterdir()) == []
+
+
+def test_a_name_that_is_mistyped_is_neither_a_network_nor_a_folder(here, capsys):
+    assert _run("--teacher taecher", name="iad1_resnet18") == 2
+    _says(capsys, "unknown network 'taecher'", f"there is no file or folder {here / 'taecher'} either")
+    assert _evaluate("evaluate", "cifar_resnet81", "--data.name", "digits") == 2
+    _says(capsys, "did you mean 'cifar_resnet8'?", f"no file or folder {here / 'cifar_resnet81'} either")
+
+
 def test_a_folder_that_is_no_network(here, capsys):
     (here / "holiday").mkdir()
     (here / "holiday" / "photo.jpg").write_bytes(b"")
@@ -63,6 +80,11 @@ def test_a_folder_that_is_no_network(here, capsys):
     _says(capsys, "expected config.json in holiday, or a run's best/ or last/, found photo.jpg")
     assert _evaluate("evaluate", "holiday", "--data.name", "digits") == 2
     _says(capsys, "expected config.json in holiday, or a run's best/ or last/, found photo.jpg")
+
+
+def test_a_folder_of_images_that_is_not_there(here, capsys):
+    assert call("at_resnet18", "--data.name", "cifar10", "--data.path", "nowhere") == 2
+    _says(capsys, "error: there is no folder nowhere; give one that datasets.load_dataset reads")
 
 
 def test_a_folder_that_holds_no_images(here, capsys):
@@ -119,6 +141,12 @@ def test_a_network_of_other_classes_is_not_measured(here, capsys):
     save_network(create_network("cifar_resnet8", num_classes=7, seed=0), here / "seven", metadata={})
     assert _evaluate("evaluate", "seven", "--data.name", "digits") == 2
     _says(capsys, "seven has 7 classes, digits has 10; evaluate it on the data that it was trained for")
+
+
+def test_a_teacher_of_other_classes_teaches_nothing(here, capsys):
+    save_network(create_network("cifar_resnet8", num_classes=7, seed=0), here / "seven", metadata={})
+    assert _run("--teacher seven", name="iad1_resnet18") == 2
+    _says(capsys, "error: --teacher seven has 7 classes, the data 10; train a teacher on this data set")
 
 
 def test_labels_beyond_the_network_s_classes():

@@ -204,12 +204,13 @@ def test_an_unfinished_run_has_a_page(run):
 
 def test_accuracy_by_radius_is_shown_where_it_was_measured(run):
     results = json.loads((run / "results.json").read_text())
-    results["best"]["curve"] = {"0.0": 81.5, str(8 / 255): 43.25}
+    results["best"] |= {"curve": {"0": 81.5, "8/255": 43.25, "0.15": 3.0}, "curve_n": 1234}
     (run / "results.json").write_text(json.dumps(results))
     text = page_of(run).text
-    assert "Accuracy by radius (best)" in text
-    assert "8/255" in text
-    assert "43.2" in text
+    assert "Accuracy by radius (best, n = 1,234)" in text
+    assert "ε 0 8/255 0.15 best 81.5 43.2 3.0" in text
+    assert "Robust accuracy by radius" in text
+    assert "cannot be shown" not in text
 
 
 # ---------------------------------------------------------------------------------------------- hostile, damaged
@@ -398,6 +399,7 @@ def study(folder, **changed):
             },
             "paper": {"natural": mean + 10, "aa": mean - 20},
             "runs": ["runs/mine/seed0", "runs/gone/seed1"],
+            "masking": ["fgsm above pgd20"] if label == "ARD" else [],
         }
         for label, mean in (("ARD", 70.25), ("IAD-I", 71.75))
     ]
@@ -414,12 +416,12 @@ def study(folder, **changed):
         "name": "small",
         "title": "Table 2 in small",
         "paper": {"table": "Table 2", "source": "Zhu et al."},
-        "settings": {"train": {"epochs": 3}, "seeds": [0, 1]},
+        "settings": {"train": {"epochs": 3}, "seeds": [0, 1], "detectable_points": 1.23},
         "measures": ["natural", "aa"],
         "rows": rows,
         "comparisons": [difference],
         "claims": [{"claim": "IAD-I beats ARD", "verdict": "cannot be told", "why": "two seeds"}],
-        "provenance": {"commit": "abc123"},
+        "provenance": {"commit": "abc123", "runs": 3, "runs_wanted": 4, "selection": ["holdout"]},
     }
     (folder / "study.json").write_text(json.dumps(content | changed))
     return folder
@@ -444,6 +446,9 @@ def test_a_study_s_page_says_what_it_found(run, tmp_path):
         "cannot be told",
         "two seeds",
         "abc123",
+        "signs of masked gradients in ARD: fgsm above pgd20",
+        "3 of 4 runs are finished",
+        "differences below about 1.2 points",
         "Figure 3, right.",
     ):
         assert said in text, said
@@ -458,6 +463,16 @@ def test_hostile_words_in_a_study_stay_words(tmp_path, words):
     assert page.open == []
     refuse_anything_active(page)
     assert page.text.count(words) > 10
+
+
+def test_nobody_leads_a_study_where_nobody_does(tmp_path):
+    """Not one of two equals, not the only one, not one data set over another."""
+    content = json.loads((study(tmp_path) / "study.json").read_text())
+    ard, iad = content["rows"]
+    assert "The highest mean accuracy" in page_of(study(tmp_path, rows=[ard, iad])).text
+    others = ([ard, {**ard, "label": "twin"}], [ard], [ard | {"data": "cifar10"}, iad | {"data": "cifar100"}])
+    for rows in others:
+        assert "The highest mean accuracy" not in page_of(study(tmp_path, rows=rows)).text
 
 
 def test_a_study_of_nothing_and_one_of_nonsense_have_pages(tmp_path):
@@ -497,7 +512,7 @@ def test_the_command_draws_what_a_run_has_as_svg_and_png(trained, run):
     teacher = shutil.copytree(trained / "runs/digits/at_resnet18/seed0", run.parent / "teacher")
     assert _cli("--figures", teacher) == 0  # it has no teacher of its own
     found = {path.stem for path in (teacher / "figures").iterdir()}
-    assert found == {"learning", "losses", "figure3", "figure3c"}
+    assert found == {"learning", "losses", "figure3", "figure3c", "radius"}
 
 
 @pytest.mark.parametrize("content", [None, "settings.yaml", "results.json", "study.json"])

@@ -85,7 +85,7 @@ def test_reading_back_what_was_written_gives_the_same_settings(settings):
 
 def test_the_strategy_reaches_every_group():
     groups = {f.name for f in dataclasses.fields(Settings) if dataclasses.is_dataclass(f.type)}
-    assert groups == {"data", "student", "objective", "attack", "train", "eval", "checkpoint"}
+    assert groups == {"data", "student", "objective", "attack", "train", "average", "eval", "checkpoint"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -401,6 +401,13 @@ def test_every_setting_can_be_given():
                 "train.schedule": "released",
                 "objective.name": "at",
                 "attack.name": "trades",
+                "objective.trust": "margin",
+                "objective.target": "swap",
+                "objective.sample_weight": "entropy",
+                "train.rates": "cosine",
+                "average.name": "ema",
+                "average.batchnorm": "average",
+                "train.augment": "cropshift",
             }.get(name)
         given = given or ("True" if name.endswith(("gate_teacher", "detach_target")) else "1")
         got = dict(flat(from_command_line(recipe, [option(name), given])))

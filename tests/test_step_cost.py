@@ -1,4 +1,7 @@
-"""What a whole engine step costs, counted and not timed: passes, gradients of weights, waits for the device."""
+"""What a whole engine step costs, counted and not timed: passes, gradients of weights, waits for the device.
+
+Without the passes that only figures read (`diagnostics`), which are the loop's tests' business.
+"""
 
 import pytest
 import torch
@@ -93,6 +96,7 @@ def engine(objective, **changed):
         "seed": SEED,
         "teacher": network(2),
         "natural_teacher": network(3),
+        "diagnostics": "off",
     }
     return Engine(**(parts | changed))
 

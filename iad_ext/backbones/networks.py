@@ -219,16 +219,18 @@ def _architecture(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _require_known(name: str, *, pretrained: bool) -> None:
+def _require_known(
+    name: str,
+    *,
+    pretrained: bool,
+    elsewhere: str = "weights in a folder, a file or on the hub are for load_network",
+) -> None:
     check_name("a network", name)
     architecture, _, tag = name.partition(".")
     if not timm.is_model(name):
         near = get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.6)
         message = unknown("network", architecture, {*cifar.NAMES, *near})
-        raise ValueError(
-            f"{message} and all of timm.list_models(); weights in a folder, a file or on the hub are for "
-            "load_network"
-        )
+        raise ValueError(f"{message} and all of timm.list_models(); {elsewhere}")
     if tag and name not in (tagged := timm.list_models(architecture, include_tags=True)):
         tags = filter(None, (known.partition(".")[2] for known in tagged))
         raise ValueError(unknown(f"weights of {architecture}", tag, tags))
@@ -481,7 +483,8 @@ def load_network(
         elif name.startswith(HUB):
             network = _from_hub(name, revision, require=require_revision)
         else:
-            _require_known(name, pretrained=True)
+            elsewhere = f"there is no file or folder {path.absolute()} either"
+            _require_known(name, pretrained=True, elsewhere=elsewhere)
             _refuse_unpinned_weights(name, require=require_revision)
             network = _in_pixel_space(timm.create_model(name, pretrained=True))
     if not bare:

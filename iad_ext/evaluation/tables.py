@@ -48,7 +48,9 @@ def hardware(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return f"{device.type} on {platform.machine()}"
-    return f"{cpu_name()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    threads = torch.get_num_threads()
+    count = "1 thread" if threads == 1 else f"{threads} threads"
+    return f"{cpu_name()}, {count}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def images(result: Mapping[str, Any], attack: str) -> int:

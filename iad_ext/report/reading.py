@@ -18,6 +18,14 @@ OBJECTIVES = {
     "iad1": "IAD-I",
     "iad1_down": "IAD-I-Down",
     "iad2": "IAD-II",
+    "rslad": "RSLAD",
+    "adaad": "AdaAD",
+    "mtard": "MTARD",
+    "mart": "MART",
+    "adr": "ADR",
+    "adaiad": "AdaIAD",
+    "iad_rslad": "IAD on RSLAD",
+    "iad_mtard": "IAD on MTARD",
 }
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"}
 # the paper's table of each student

@@ -1,7 +1,8 @@
 """A study's page: many runs beside each other and beside the paper's, what differs, and which claims hold."""
 
 import functools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -35,8 +36,9 @@ def html_of(folder: Path) -> str:
     ]
     title = str(study.get("title") or study.get("name") or "Study")
     head = sections.make("the headline", lambda: _header(study, title))
+    doubts = sections.make("the warnings", lambda: notes(_doubts(study)))
     broken = notes(("bad", line) for line in sections.broken)
-    return page(title, tag("header", head, broken), *made)
+    return page(title, tag("header", head, broken, doubts), *made)
 
 
 def _rows(study: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -51,6 +53,29 @@ def _label(row: Mapping[str, Any]) -> str:
     return str(row.get("label") or row.get("method"))
 
 
+def _doubts(study: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """What a reader must know before believing the numbers."""
+    found = mapping(study.get("provenance"))
+    for row in _rows(study):
+        if row.get("masking"):
+            yield "warn", f"signs of masked gradients in {_label(row)}: {', '.join(map(str, row['masking']))}"
+    if "test" in (found.get("selection") or ()):
+        yield (
+            "warn",
+            "checkpoints were chosen on the test images, as in the paper: their numbers flatter them",
+        )
+    for note in found.get("data_notes") or ():
+        yield "warn", f"images: {note}"
+    runs, wanted = found.get("runs"), found.get("runs_wanted")
+    if is_number(runs) and is_number(wanted) and runs < wanted:
+        yield "warn", f"{runs} of {wanted} runs are finished"
+    if study.get("note"):
+        yield "plain", study["note"]
+    points = mapping(study.get("settings")).get("detectable_points")
+    if is_number(points):
+        yield "plain", f"differences below about {number(points)} points are too small for this study to tell"
+
+
 def _header(study: Mapping[str, Any], title: str) -> Html:
     theirs = mapping(study.get("paper"))
     runs = sum(len(row.get("runs") or ()) for row in _rows(study))
@@ -58,7 +83,7 @@ def _header(study: Mapping[str, Any], title: str) -> Html:
     said = ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts)
     chips = {
         "study": study.get("name"),
-        "paper": ", ".join(str(theirs[key]) for key in ("table", "source") if theirs.get(key)) or None,
+        "paper": ", ".join(_named(theirs[key]) for key in ("table", "source") if theirs.get(key)) or None,
         "runs": runs,
         "claims": said or None,
     }
@@ -72,17 +97,24 @@ def _header(study: Mapping[str, Any], title: str) -> Html:
     )
 
 
+def _named(table: object) -> str:
+    """`Table 2` for `table2`."""
+    return re.sub(r"^table(?=\d)", "Table ", str(table))
+
+
 def _sentence(study: Mapping[str, Any], runs: int) -> list[object]:
-    """The row that is best under the strongest attack that was measured."""
+    """How much was run, and which row leads under the strongest attack that was measured."""
     rows, measures = _rows(study), _measures(study)
-    measure = next((m for m in ("aa", "cw_inf", "pgd20", "natural") if m in measures), None)
+    measure = next((m for m in ("aa", "cw_inf", "pgd20", "natural") if m in measures), "natural")
     held = [
         (float(cell["mean"]), row)
         for row in rows
         if is_number((cell := _cell(row, "best", measure)).get("mean"))
     ]
     began = f"{len(rows)} settings in {runs} runs"
-    if not held or measure is None:
+    highest = sorted((value for value, _ in held), reverse=True)
+    # one row does not lead, nor one of two equals, nor are two data sets one race
+    if len(held) < 2 or highest[0] == highest[1] or len({str(row.get("data")) for row in rows}) > 1:
         return [f"{began}."]
     value, row = max(held, key=lambda pair: pair[0])
     of = TITLES.get(measure, measure)
@@ -132,13 +164,13 @@ def _table(study: Mapping[str, Any], which: str, folder: Path) -> Html | None:
     bodies = []
     for row in _rows(study):
         theirs = mapping(row.get("paper"))
-        cells = [_shown(_cell(row, which, m), theirs.get(m)) for m in measures]
+        cells = [_shown(_cell(row, which, m), theirs.get(m), percent=m in TITLES) for m in measures]
         bodies.append(tag("tr", tag("th", _label(row), _of_row(row, folder), scope="row"), *cells))
     table = tag("div", tag("table", tag("thead", head), tag("tbody", *bodies)), class_="scroll")
     return section(
         f"Results, {which} checkpoint",
         table,
-        intro="Percent of the test images: mean ± standard deviation over seeds, and the paper's number under it.",
+        intro="Accuracies in percent of the test images: mean ± standard deviation over seeds, the paper's under it.",
     )
 
 
@@ -153,10 +185,12 @@ def _of_row(row: Mapping[str, Any], folder: Path) -> Html:
             " ",
             tag("a", f"run {k + 1}", href=quote(f"{there}/report.html")) if made else f"run {k + 1}",
         ]
-    return tag("small", f"teacher {teacher} ·" if teacher else "", *links)
+    data = row.get("data")
+    said = [str(data)] * bool(data) + [f"teacher {teacher}"] * bool(teacher)
+    return tag("small", " · ".join(said) + " ·" if said else "", *links)
 
 
-def _shown(cell: Mapping[str, Any], theirs: object) -> Html:
+def _shown(cell: Mapping[str, Any], theirs: object, *, percent: bool) -> Html:
     if not is_number(cell.get("mean")):
         return tag("td", "–", tag("small", f"paper {number(theirs, 2)}") if is_number(theirs) else None)
     values = cell.get("values")
@@ -165,7 +199,7 @@ def _shown(cell: Mapping[str, Any], theirs: object) -> Html:
         "td",
         number(cell["mean"], 2),
         f" ± {number(cell.get('std'), 2)}" if several else "",
-        bar(cell["mean"]),
+        bar(cell["mean"]) if percent else None,
         tag("small", _over(cell)),
         tag("small", f"paper {number(theirs, 2)}") if is_number(theirs) else None,
     )
@@ -175,18 +209,26 @@ def _comparisons(study: Mapping[str, Any]) -> Html | None:
     found = [mapping(one) for one in study.get("comparisons") or ()]
     if not found:
         return None
-    bounds = [abs(one[key]) for one in found for key in ("low", "high") if is_number(one.get(key))]
-    reach = max(bounds, default=1.0)
-    rows = [_comparison(one, max(reach, 1e-9)) for one in found]
+    # one scale for what has one unit
+    reach: dict[str, float] = {}
+    for one in found:
+        bounds = [abs(one[key]) for key in ("low", "high", "difference") if is_number(one.get(key))]
+        reach[_unit(one)] = max([reach.get(_unit(one), 1e-9), *bounds])
+    rows = [_comparison(one, reach[_unit(one)]) for one in found]
     titles = ("", "difference", "− 0 +", "verdict", "McNemar p", "seeds, n")
     head = tag("tr", *(tag("th", title, class_="where" if "0" in title else None) for title in titles))
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="forest")
     return section(
         "Comparisons",
         tag("div", table, class_="scroll"),
-        intro="Differences in percentage points with their 95% intervals, image by image where the images are "
-        "the same. A tie means that the interval holds 0.",
+        intro="The first less the second, accuracies in percentage points, with 95% intervals. A tie means that the "
+        "interval holds 0: nothing is shown by it, either way.",
     )
+
+
+def _unit(one: Mapping[str, Any]) -> str:
+    measure = str(one.get("measure"))
+    return "points" if measure in TITLES else measure
 
 
 def _comparison(one: Mapping[str, Any], reach: float) -> Html:
@@ -201,12 +243,13 @@ def _comparison(one: Mapping[str, Any], reach: float) -> Html:
     verdict, measure = str(one.get("verdict")), str(one.get("measure"))
     seeds = one.get("seeds")
     held = len(seeds) if isinstance(seeds, list) else seeds
+    where = (one.get("data"), TITLES.get(measure, measure), one.get("checkpoint"))
     return tag(
         "tr",
         tag(
             "th",
             f"{one.get('a')} against {one.get('b')}",
-            tag("small", f"{TITLES.get(measure, measure)}, {one.get('checkpoint')}"),
+            tag("small", ", ".join(map(str, filter(None, where)))),
             scope="row",
         ),
         tag("td", said, tag("small", f"{number(low, 2)} to {number(high, 2)}")),

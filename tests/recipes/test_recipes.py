@@ -118,6 +118,8 @@ def test_the_numbers_are_the_paper_s(method, student):
         "rate_warmup": 0,
         "awp": 0.0,
         "awp_start": 0,
+        "augment": "crop",
+        "cutmix": 0.0,
     }
     objective = {"name": method, "introspect": False, **OBJECTIVE[method]}
     if method in ("ard", "iad1"):
@@ -129,7 +131,12 @@ def test_the_numbers_are_the_paper_s(method, student):
     attack = {"name": name, "mode": mode, "eps": 8 / 255, "step": 2 / 255, "steps": 10}
     assert _set(settings.attack) == attack
     assert _set(settings.student) == {"name": NETWORKS[student], "normalize": False}
-    assert _set(settings.data) == {"name": DATA[student], "selection": "holdout", "holdout": 1000}
+    assert _set(settings.data) == {
+        "name": DATA[student],
+        "selection": "holdout",
+        "holdout": 1000,
+        "extra_share": 0.0,
+    }
     assert (settings.teacher, settings.natural_teacher) == TEACHERS.get(method, (None, None))
     assert settings.eval.attacks == "natural,fgsm,pgd20,cw_inf,aa"
     assert (settings.eval.eps, settings.eval.of) == (8 / 255, "best,last")

@@ -1,0 +1,220 @@
+"""Augmentations against loops, and more images by their share: all functions of the position alone."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_batches import SIZE, equal, random_images, telling_images
+
+from iad_ext import augment
+from iad_ext.augment import AUGMENTATIONS, CUTMIX_NUMBERS
+from iad_ext.batches import Batches
+from iad_ext.data import load_extra
+from iad_ext.randomness import stream
+
+CLASSES = tuple("abcde")
+
+
+def drawn(n, size, read, seed=0):
+    generator = stream("augment", seed)
+    return torch.rand(n, 3, *size, generator=generator), torch.rand(n, read, generator=generator)
+
+
+def whole(uniform, largest):
+    return int(float(uniform) * (largest + 1))
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32), height=st.integers(4, 40), width=st.integers(4, 40))
+def test_cropshift_is_its_loop(seed, height, width):
+    images, numbers = drawn(4, (height, width), 6, seed)
+    found = augment.cropshift(images, numbers)
+    for image, u, got in zip(images, numbers, found, strict=True):
+        strength = whole(u[0], round(10 * min(height, width) / 32))
+        off_x = whole(u[1], strength)
+        off_y = strength - off_x
+        cut_x, cut_y = whole(u[2], off_x), whole(u[3], off_y)
+        put_x, put_y = whole(u[4], off_x), whole(u[5], off_y)
+        expected = torch.zeros_like(image)
+        for row in range(height - off_y):
+            for column in range(width - off_x):
+                expected[:, put_y + row, put_x + column] = image[:, cut_y + row, cut_x + column]
+        assert torch.equal(got, expected)
+
+
+def test_cropshift_takes_every_strength_and_keeps_most_of_an_image():
+    images, numbers = torch.ones(2000, 3, 32, 32), drawn(2000, (1, 1), 6)[1]
+    kept = augment.cropshift(images, numbers)[:, 0]
+    rows, columns = kept.amax(2).sum(1), kept.amax(1).sum(1)
+    strengths = (64 - rows - columns).long().bincount(minlength=11)
+    assert len(strengths) == 11
+    assert (strengths > 130).all()  # 2000 / 11 each, about
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32))
+def test_colours_are_their_loop(seed):
+    images, numbers = drawn(6, (5, 7), 2, seed)
+    found = augment.recolour(images, numbers)
+    for image, u, got in zip(images, numbers, found, strict=True):
+        kind, factor = whole(u[0], 3), 0.5 + float(u[1])
+        grey = image.mean(0, keepdim=True).expand_as(image)
+        anchor = [torch.zeros_like(image), torch.full_like(image, float(image.mean())), grey, image][kind]
+        torch.testing.assert_close(got, (anchor + factor * (image - anchor)).clamp(0, 1))
+
+
+def test_erasing_blacks_out_a_rectangle_of_half_of_the_images():
+    images, numbers = torch.ones(1000, 3, 32, 32), drawn(1000, (1, 1), 5)[1]
+    kept = augment.erase(images, numbers)[:, 0]
+    missing = 1 - kept
+    erased = missing.amax((1, 2)) > 0
+    assert torch.equal(erased, numbers[:, 0] < 0.5)
+    tall, wide = missing.amax(2).sum(1), missing.amax(1).sum(1)
+    assert torch.equal(tall * wide, missing.sum((1, 2)))  # a rectangle
+    share = (tall * wide)[erased] / 32**2
+    assert 0.01 < share.min() < 0.05
+    assert 0.28 < share.max() < 0.36
+    free = (tall < 32) & (wide < 32) & erased
+    ratio = (tall / wide)[free]
+    assert 0.2 < ratio.min() < 0.5
+    assert 2.5 < ratio.max() < 4.5
+
+
+def test_cutmix_takes_a_rectangle_of_at_most_half():
+    images, numbers = torch.zeros(1000, 3, 16, 24), drawn(1000, (1, 1), CUTMIX_NUMBERS)[1]
+    mixed = augment.cutmix(images, torch.ones_like(images), numbers, probability=0.4)[:, 0]
+    chosen = mixed.amax((1, 2)) > 0
+    assert torch.equal(chosen, numbers[:, 0] < 0.4)
+    tall, wide = mixed.amax(2).sum(1), mixed.amax(1).sum(1)
+    assert torch.equal(tall * wide, mixed.sum((1, 2)))
+    share = (tall * wide)[chosen] / (16 * 24)
+    assert share.max() <= 0.55  # half, and a pixel's rounding
+    assert share.max() > 0.4
+    assert share.min() < 0.1
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_pixels_stay_pixels_and_the_arguments_as_they_were(name):
+    images, numbers = drawn(50, (8, 8), AUGMENTATIONS[name].numbers)
+    before = images.clone(), numbers.clone()
+    found = AUGMENTATIONS[name].apply(images, numbers)
+    assert found.shape == images.shape
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert torch.equal(images, before[0])
+    assert torch.equal(numbers, before[1])
+
+
+# ------------------------------------------------------------------------------------------ in batches
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_an_image_s_augmentation_belongs_to_its_position(name):
+    def batches():
+        return Batches(
+            random_images(39),
+            batch_size=16,
+            seed=0,
+            flip=True,
+            augmentation=AUGMENTATIONS[name],
+            cutmix=0.5,
+            extra=random_images(20, seed=9),
+            extra_share=0.4,
+        )
+
+    whole_batch = batches().batch(3, 1)
+    slices = [batches().batch(3, 1, part=part, parts=3) for part in range(3)]
+    assert torch.equal(torch.cat([part.images for part in slices]), whole_batch.images)
+    assert torch.equal(torch.cat([part.labels for part in slices]), whole_batch.labels)
+    assert not torch.equal(batches().batch(4, 1).images, whole_batch.images)
+
+
+def test_without_them_the_batches_are_what_they_were():
+    plain = {"batch_size": 16, "seed": 0, "padding": 2, "flip": True}
+    more = plain | {"extra": random_images(9, seed=1), "extra_share": 0.0, "cutmix": 0.0}
+    assert equal(
+        Batches(random_images(39), **plain).batch(2, 1), Batches(random_images(39), **more).batch(2, 1)
+    )
+
+
+def test_cutmix_leaves_labels_and_takes_pixels_of_the_set():
+    data = telling_images(40)
+    plain = Batches(data, batch_size=40, seed=0).batch(0, 0)
+    mixed = Batches(data, batch_size=40, seed=0, cutmix=1.0).batch(0, 0)
+    assert torch.equal(mixed.labels, plain.labels)
+    assert not torch.equal(mixed.images, plain.images)
+    # rows and columns tell where they lie, and a rectangle stays where it lay
+    assert torch.equal(mixed.images[:, :2], plain.images[:, :2])
+
+
+@pytest.mark.parametrize(("share", "extra"), [(0.25, 100), (0.8, 7), (1.0, 40)])
+def test_more_images_have_their_share_of_an_epoch(share, extra):
+    data, more = random_images(40), random_images(extra, seed=5)
+    batches = Batches(data, batch_size=8, seed=0, extra=more, extra_share=share)
+    assert len(batches) == 5
+    for epoch in range(3):
+        index = torch.cat([batches.batch(epoch, step).index for step in range(5)])
+        theirs = index[index >= 40] - 40
+        assert len(index) == 40
+        assert len(theirs) == round(share * 40)
+        own = index[index < 40]
+        assert len(own.unique()) == len(own)
+        times = theirs.bincount(minlength=extra)
+        assert times.max() - times.min() <= 1  # each once before any twice
+        found = torch.cat([batches.batch(epoch, step).labels for step in range(5)])
+        assert torch.equal(found, torch.cat([data.labels, more.labels])[index])
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"extra_share": 0.5}, "asks for extra images"),
+        ({"extra_share": 1.5, "extra": random_images(4)}, "extra_share must be at least 0 and at most 1"),
+        ({"extra_share": 0.5, "extra": random_images(4, SIZE + 1)}, "as the training images"),
+        ({"cutmix": -0.1}, "cutmix must be at least 0"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused(changed, said):
+    with pytest.raises(ValueError, match=said):
+        Batches(random_images(8), batch_size=4, seed=0, **changed)
+
+
+# ------------------------------------------------------------------------------------------ generated images
+
+
+def test_generated_images_are_read_as_they_are_published(tmp_path):
+    images = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    np.savez(tmp_path / "made.npz", image=images, label=np.array([4, 0], dtype=np.uint8))
+    found, where = load_extra(str(tmp_path / "made.npz"), CLASSES)
+    assert torch.equal(found.images, torch.from_numpy(images).permute(0, 3, 1, 2))
+    assert found.labels.tolist() == [4, 0]
+    assert (found.classes, where["n"]) == (CLASSES, 2)
+    _, other = load_extra(str(tmp_path / "made.npz"), CLASSES)
+    assert where["digest"] == other["digest"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"image": np.zeros((2, 4, 4, 3), np.uint8)}, "must hold arrays image and label"),
+        ({"image": np.zeros((2, 4, 4, 3)), "label": np.zeros(2, int)}, "image must be uint8"),
+        ({"image": np.zeros((2, 3, 4, 4), np.uint8), "label": np.zeros(2, int)}, "image must be uint8"),
+        ({"image": np.zeros((2, 4, 4, 3), np.uint8), "label": np.zeros(3, int)}, "label must be integers"),
+        ({"image": np.zeros((2, 4, 4, 3), np.uint8), "label": np.array([0, 5])}, "label must be in 0 … 4"),
+        ({"image": np.array([{}]), "label": np.zeros(1, int)}, "must hold arrays image and label"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, arrays, said):
+    np.savez(tmp_path / "made.npz", **arrays)
+    with pytest.raises(ValueError, match=said):
+        load_extra(str(tmp_path / "made.npz"), CLASSES)
+
+
+def test_a_data_set_s_training_split_may_be_the_extra_one():
+    digits, where = load_extra("digits", [str(k) for k in range(10)])
+    assert len(digits) == where["n"] > 1000
+    with pytest.raises(ValueError, match="has 10 classes, the training set 5"):
+        load_extra("digits", CLASSES)
+    with pytest.raises(FileNotFoundError, match="no file"):
+        load_extra("nothing.npz", CLASSES)

@@ -1,0 +1,202 @@
+"""Later methods by command line, YAML and ART: what is given arrives, and wrong values are refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+from iad_ext import IntrospectiveAdversarialDistiller, objectives
+from iad_ext.objectives import PLUGINS
+from iad_ext.plan import Plan
+from iad_ext.settings import (
+    ObjectiveSettings,
+    Recipe,
+    Settings,
+    TrainSettings,
+    from_command_line,
+    from_yaml,
+    objective_arguments,
+    options_of,
+    to_yaml,
+)
+
+
+def plan_of(line, **objective):
+    settings = Settings(
+        recipe="test", objective=ObjectiveSettings(**objective), train=TrainSettings(epochs=100)
+    )
+    recipe = Recipe(title="A recipe of a test", settings=settings)
+    return Plan.of(from_command_line(recipe, line.split()))
+
+
+PLUGGED = {
+    "introspect": "--objective.introspect --objective.beta 0.3 --objective.warmup-epochs 4",
+    "trust": "--objective.introspect --objective.trust margin",
+    "igdm": "--objective.igdm 20",
+    "target": "--objective.target swap",
+    "class_temperature": "--objective.class-temperature 3:2,5:1.5",
+    "sample_weight": "--objective.sample-weight entropy_correct",
+}
+
+
+def test_every_plugin_has_an_option():
+    assert {*PLUGGED, "label_smoothing"} == set(PLUGINS)
+    assert set(PLUGINS) <= set(vars(ObjectiveSettings()))
+
+
+@pytest.mark.parametrize("plug", PLUGGED)
+def test_a_plugin_by_command_line_and_by_yaml_is_the_one_by_name(plug):
+    plan = plan_of(PLUGGED[plug], name="rslad")
+    given = {
+        "introspect": {"introspect": True, "beta": 0.3, "warmup_epochs": 4},
+        "trust": {"introspect": True, "trust": "margin"},
+        "igdm": {"igdm": 20.0, "ramp_epochs": 100},
+        "target": {"target": "swap"},
+        "class_temperature": {"class_temperature": {3: 2.0, 5: 1.5}},
+        "sample_weight": {"sample_weight": "entropy_correct"},
+    }[plug]
+    assert repr(plan.objective) == repr(objectives.build("rslad", **given))
+    again = Plan.of(from_yaml(to_yaml(plan.settings)))
+    assert repr(again.objective) == repr(plan.objective)
+
+
+def test_options_reach_arguments_that_have_no_setting_of_their_own():
+    plan = plan_of("--objective.options balance_rate=0.1,balance_power=2", name="mtard")
+    assert plan.objective.balance.rate == 0.1
+    assert plan.objective.balance.power == 2
+    read = options_of("a=1,b=1/2,c=true,d=word,e=0.7:0.95,some-name=2")
+    assert read == {"a": 1, "b": 0.5, "c": True, "d": "word", "e": (0.7, 0.95), "some_name": 2}
+
+
+def test_what_ramps_takes_the_epochs_of_the_run():
+    assert plan_of("", name="adr").objective.settings["ramp_epochs"] == 100
+    assert plan_of("--train.epochs 30", name="adr").objective.settings["ramp_epochs"] == 30
+    assert plan_of("--objective.ramp-epochs 7", name="adr").objective.settings["ramp_epochs"] == 7
+    assert "ramp_epochs" not in objective_arguments(ObjectiveSettings(name="rslad"), epochs=30)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "said"),
+    [
+        ("--objective.options balance_rate", "mtard", "takes NAME=VALUE"),
+        ("--objective.options beta=0.1 --objective.beta 0.1", "iad1", "both set beta"),
+        ("--objective.options balance_rat=0.1", "mtard", "did you mean 'balance_rate'"),
+        ("--objective.class-temperature 3", "rslad", "takes CLASS:TEMPERATURE"),
+        ("--objective.ramp-epochs 5", "rslad", "argument of rslad 'ramp_epochs'"),
+        ("--average.name swa", "adr", "taught by a moving average, which swa is not"),
+        ("--average.name ema --average.decay 1.5", "at", "--average.decay must be at most 1"),
+        ("--train.awp -0.1", "at", "--train.awp must be at least 0"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_compute(line, name, said):
+    with pytest.raises((ValueError, TypeError), match=said):
+        plan_of(line, name=name)
+
+
+# ------------------------------------------------------------------------------------------ cost and rates
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "cost"),
+    [
+        ("rslad", "--attack.name rslad", "27 F = attack 20 + student 6 + teachers 1"),
+        ("adaad", "--attack.name adaad", "44 F = attack 40 + student 3 + teachers 1"),
+        ("mart", "--attack.name mart", "26 F = attack 20 + student 6 + teachers 0"),
+        ("adr", "", "24 F = attack 20 + student 3 + teachers 1"),
+        ("at", "--attack.name rslad", "24 F = attack 20 + student 3 + teachers 1"),
+        ("at", "--train.awp 0.005", "26 F = attack 20 + student 6 + teachers 0"),
+    ],
+)
+def test_the_cost_counts_what_the_attack_and_the_perturbation_add(name, line, cost):
+    assert plan_of(line, name=name).forward_passes(0)[1] == cost
+
+
+def test_an_attack_that_reads_a_teacher_needs_one():
+    assert "teacher_nat" in plan_of("--attack.name rslad", name="at").passes()
+    assert "teacher_adv" in plan_of("--attack.name adaad", name="at").passes()
+    assert plan_of("--attack.name adaad", name="st").passes() == {"student_nat"}
+
+
+def test_cosine_rates():
+    plan = plan_of("--train.rates cosine --train.lr 0.2")
+    expected = [0.2 * 0.5 * (1 + math.cos(math.pi * epoch / 100)) for epoch in range(100)]
+    assert [plan.rate(epoch) for epoch in range(100)] == pytest.approx(expected)
+    assert plan.rate(0) == 0.2
+    # the same as torch's own, stepped once an epoch
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
+    for epoch in range(100):
+        assert plan.rate(epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+
+
+def test_cyclic_rates_rise_to_two_fifths_and_fall_to_the_end():
+    plan = plan_of("--train.rates cyclic --train.lr 0.2")
+    rates = [plan.rate(epoch) for epoch in range(100)]
+    places = (np.arange(100) + 0.5) / 100
+    assert rates == pytest.approx(np.interp(places, [0, 0.4, 1], [0, 0.2, 0]).tolist())
+    assert min(rates) > 0
+    assert rates.index(max(rates)) in (39, 40)
+
+
+@pytest.mark.parametrize("rates", ["drops", "cosine", "cyclic"])
+def test_a_warm_up_of_the_rate_is_a_line_up_to_its_course(rates):
+    plain, warm = (plan_of(f"--train.rates {rates} --train.rate-warmup {n}") for n in (0, 5))
+    for epoch in range(100):
+        share = min(1.0, (epoch + 1) / 5)
+        assert warm.rate(epoch) == pytest.approx(share * plain.rate(epoch))
+
+
+def test_starts_scale_with_the_epochs():
+    settings = Settings(recipe="test", train=TrainSettings(epochs=100, awp=0.01, awp_start=10, rate_warmup=5))
+    short = Recipe(title="t", settings=settings).defaults(epochs=20)
+    assert (short.train.awp_start, short.train.rate_warmup) == (2, 1)
+
+
+# ------------------------------------------------------------------------------------------ the ART door
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("rslad", {"sample_weight": "entropy", "target": "swap"}),
+        ("adaad", {"igdm": 2.0}),
+        ("adaiad", {"trust": "three_cases"}),
+        ("mtard", {}),
+        ("mart", {"igdm": 1.0}),
+        ("adr", {}),
+    ],
+)
+def test_the_art_trainer_trains_by_them(tiny_network, name, given):
+    def classifier(seed):
+        network = tiny_network(seed=seed)
+        return PyTorchClassifier(
+            network,
+            loss=torch.nn.CrossEntropyLoss(),
+            optimizer=torch.optim.SGD(network.parameters(), 0.05),
+            input_shape=(3, 6, 6),
+            nb_classes=10,
+            clip_values=(0, 1),
+        )
+
+    student = classifier(1)
+    before = [p.detach().clone() for p in student.model.parameters()]
+    trainer = IntrospectiveAdversarialDistiller(
+        student,
+        teacher=classifier(2),
+        natural_teacher=classifier(3),
+        objective=name,
+        objective_settings=given,
+        precision="fp32",
+    )
+    generator = np.random.default_rng(0)
+    x, y = generator.random((16, 3, 6, 6), dtype=np.float32), generator.integers(0, 10, 16)
+    trainer.fit(x, y, batch_size=8, nb_epochs=3)
+    assert len(trainer.history) == 3
+    assert all(math.isfinite(record["loss/total"]) for record in trainer.history)
+    assert ("loss/igdm" in trainer.history[-1]) == ("igdm" in given)
+    after = list(student.model.parameters())
+    assert not all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
