@@ -98,9 +98,8 @@ def test_what_cannot_be_read_is_refused(tiny_network, batch):
 
 def test_the_doctor_reads_a_teacher(tmp_path, capsys):
     for seed, name in ((1, "teacher"), (2, "student")):
-        save_network(
-            create_network("cifar_resnet8", num_classes=10, image_size=(8, 8), seed=seed), tmp_path / name
-        )
+        network = create_network("cifar_resnet8", num_classes=10, image_size=(8, 8), seed=seed)
+        save_network(network, tmp_path / name, metadata={})
     line = ["doctor", "--teacher", str(tmp_path / "teacher"), "--data.name", "digits", "--limit", "20"]
     with pytest.raises(SystemExit) as ended:
         main([*line, "--student", str(tmp_path / "student")])
