@@ -102,6 +102,7 @@ class _Counted(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network, self.forwards, self.backwards = network, 0, 0
+        self.eval()  # torchattacks puts back the mode of what it is given, and what is inside follows
 
     def forward(self, x: Tensor) -> Tensor:
         self.forwards += len(x)
