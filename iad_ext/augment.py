@@ -30,7 +30,7 @@ class Augmentation:
 
 def _whole(uniform: Tensor, largest: Tensor | int) -> Tensor:
     """Integers 0 … largest, equally likely."""
-    return (uniform * (torch.as_tensor(largest, device=uniform.device) + 1)).floor().long()
+    return (uniform * (largest + 1)).floor().long()
 
 
 def cropshift(images: Images, numbers: Tensor) -> Images:

@@ -61,7 +61,7 @@ class WeightAverage:
         pairs = list(zip(_tensors(self.network), _tensors(student), strict=True))
         floating = [(mine, its) for mine, its in pairs if mine.is_floating_point()]
         mine, its = [a for a, _ in floating], [b.detach() for _, b in floating]
-        move(mine, its, torch.tensor(averaged))  # type: ignore[operator]
+        move(mine, its, averaged)  # type: ignore[operator]
         for a, b in pairs:
             if not a.is_floating_point():
                 a.copy_(b)

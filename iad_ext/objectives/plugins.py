@@ -5,6 +5,7 @@ Each is a small function from an objective to an objective, and they compose: `i
 are then applied in the order of this file. All reach the warm-up's objective too.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -93,9 +94,9 @@ def _right(outputs: Outputs, labels: Labels) -> PerImage:
 
 def _share_of_entropy_where_right(outputs: Outputs, labels: Labels) -> PerImage:
     teacher_adv = outputs.get("teacher_adv")
-    largest = torch.log(torch.tensor(float(teacher_adv.shape[1])))
+    largest = math.log(teacher_adv.shape[1])
     right = reliability.predicts(teacher_adv, labels).to(teacher_adv)
-    return right * (terms.entropy(teacher_adv) / largest.to(teacher_adv)).clamp(0, 1)
+    return right * (terms.entropy(teacher_adv) / largest).clamp(0, 1)
 
 
 _ADV, _NAT = frozenset({"teacher_adv"}), frozenset({"teacher_nat"})
@@ -249,8 +250,10 @@ def class_temperature(objective: Objective, temperatures: Mapping[int, float], /
             raise ValueError(
                 f"class_temperature names class {max(temperatures)}; the networks have {logits.shape[1]}, from 0 on"
             )
-        by_class = torch.tensor([float(temperatures.get(k, 1.0)) for k in range(logits.shape[1])])
-        return logits / by_class.to(logits)[labels][:, None]
+        by_class = torch.ones_like(logits[0])
+        for k, tau in temperatures.items():
+            by_class[k] = tau
+        return logits / by_class[labels][:, None]
 
     shown = ", ".join(f"{k}: {tau:g}" for k, tau in temperatures.items())
     change = Target(OF_TEACHERS, softened, f"T at a temperature of the class ({shown})")

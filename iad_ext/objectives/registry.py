@@ -71,7 +71,7 @@ def takes(name: str, setting: str, chosen: Mapping[str, object]) -> bool:
 
 
 def plugin(function: Callable[P, Objective]) -> Callable[P, Objective]:
-    """Register a plug-in under its own name: (objective, value, *, further settings) -> objective."""
+    """Register a plug-in under its own name: (objective, value, further settings by keyword) -> objective."""
     PLUGINS[function.__name__] = function
     return function
 
