@@ -23,6 +23,7 @@ from iad_ext.checkpoint import read_lines
 from iad_ext.diagnostics import HISTOGRAM, TRUST_EDGES
 from iad_ext.evaluation import images
 from iad_ext.names import unknown
+from iad_ext.units import parse_fraction
 
 # Okabe & Ito's palette, and a marker each, so that a figure survives a black-and-white printer
 MEASURES = {
@@ -447,6 +448,24 @@ def robust_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handlelength=2.4)
 
 
+def accuracy_by_radius(axes: Axes, runs: Sequence[Run]) -> None:
+    """Robust accuracy by radius, of the best checkpoint and the last: a sound network's falls to about zero."""
+    results = _only(runs).results
+    for which, (colour, marker, line) in zip(("best", "last"), MARKS, strict=False):
+        measured = results.get(which)
+        curve = measured.get("curve") if isinstance(measured, Mapping) else None
+        if isinstance(curve, Mapping) and curve:
+            points = sorted((255 * parse_fraction(str(radius)), value) for radius, value in curve.items())
+            axes.plot(*zip(*points, strict=True), line, color=colour, marker=marker, label=which)
+    if not axes.lines:
+        raise NothingToDrawError(f"{runs[0].label} was not measured by radius")
+    axes.set_ylim(0, 100)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("L∞ radius, 1/255")
+    axes.set_ylabel("accuracy under PGD-20, %")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handlelength=2.4)
+
+
 FIGURES: Mapping[str, Callable[[Axes, Sequence[Run]], None]] = {
     "figure1a": teacher_accuracy,
     "figure2b": three_cases,
@@ -456,4 +475,47 @@ FIGURES: Mapping[str, Callable[[Axes, Sequence[Run]], None]] = {
     "trust": trust_histogram,
     "learning": learning,
     "losses": losses,
+    "radius": accuracy_by_radius,
 }
+
+
+def epsilon_curve(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw robust accuracy against the radius, a line a network: a sound one falls to about zero.
+
+    Args:
+        results: by the network's name, what `evaluate` returned; those without a `curve` are left out.
+        path: where to write; the suffix says the format.
+
+    Raises:
+        ValueError: no result has a curve.
+    """
+    curves = {name: result for name, result in results.items() if "curve" in result}
+    if not curves:
+        raise ValueError("results: none has a curve; measure it with evaluate(…, curve=256)")
+    with mpl.rc_context(
+        {"font.size": 10, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        axes = figure.subplots()
+        # the palette's colours and markers in turn; a line style more where there are more networks than colours
+        styles = [(colour, marker) for _, colour, marker in MEASURES.values()]
+        for index, (name, result) in enumerate(curves.items()):
+            colour, marker = styles[index % len(styles)]
+            radii = [255 * parse_fraction(radius) for radius in result["curve"]]
+            axes.plot(
+                radii,
+                list(result["curve"].values()),
+                color=colour,
+                marker=marker,
+                linestyle=("-", "--", ":")[index // len(styles) % 3],
+                markersize=5,
+                label=f"{name}, n={result['curve_n']}",
+            )
+        axes.set_ylim(0, 100)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("L∞ radius, 1/255")
+        axes.set_ylabel("accuracy under PGD-20, %")
+        axes.grid(color="#DDDDDD", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=150)

@@ -234,6 +234,7 @@ def test_recipes_are_listed_and_copied(say, tmp_path):
     code, out, _ = say("recipes", "--copy", tmp_path / "mine")
     assert code == 0
     assert sorted(path.name for path in (tmp_path / "mine").rglob("*.py")) == RECIPES
+    assert (tmp_path / "mine/studies/table9.yaml").is_file()
     assert (tmp_path / "mine/at_resnet18.py").read_bytes() == (ROOT / "recipes/at_resnet18.py").read_bytes()
 
 
@@ -270,6 +271,9 @@ def test_a_wheel_brings_the_recipes_and_the_command(tmp_path):
         assert "iad-ext = iad_ext.cli:main" in archive.read(entry).decode()
     here = {"PYTHONPATH": str(tmp_path / "installed"), "cwd": tmp_path}
     assert "iad1_resnet18" in in_process_of_its_own("recipes", **here).stdout
+    assert "\ntable9 " in in_process_of_its_own("study", **here).stdout
+    cells = in_process_of_its_own("study", "table9", "--dry-run", **here).stdout
+    assert "runs/cifar10/iad1_resnet18-at,gamma=0.5/seed0" in cells
     in_process_of_its_own("recipes", "--copy", "mine", **here)
     assert sorted(path.name for path in (tmp_path / "mine").rglob("*.py")) == RECIPES
     dry = [sys.executable, "mine/at_resnet18.py", "--dry-run", "--data.name", "digits"]

@@ -135,7 +135,8 @@ def test_a_wheel_holds_types_recipes_and_licence_and_nothing_else(built):
     names, _, metadata = built
     files = (path.relative_to(ROOT) for path in (ROOT / "iad_ext").rglob("*") if path.is_file())
     packaged = {path.as_posix() for path in files if not {"__pycache__", "_recipes"} & set(path.parts)}
-    recipes = {f"iad_ext/_recipes/{path.name}" for path in (ROOT / "recipes").glob("*.py")}
+    inside = (path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file())
+    recipes = {f"iad_ext/_recipes/{path.as_posix()}" for path in inside if "__pycache__" not in path.parts}
     assert len(recipes) > 21
     about = {name for name in names if ".dist-info/" in name}
     assert names - about == packaged | recipes

@@ -35,13 +35,22 @@ def logged(seed):
     return record | {HISTOGRAM: counts, "eval/natural": 50.0 + seed, "eval/pgd10": 40.0 - seed}
 
 
+EVERY = [logged(seed) for seed in range(EPOCHS)]
+
+
 def run_folder(folder, records=None, **objective):
-    records = [logged(seed) for seed in range(EPOCHS)] if records is None else records
+    records = EVERY if records is None else records
     folder.mkdir(parents=True)
     settings = {"recipe": "iad1_resnet18", "objective": {"name": "iad1", "beta": BETA, **objective}}
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (folder / "results.json").write_text(json.dumps({"epochs": {"best": 3, "last": 5}}))
+    results = {"epochs": {"best": 3, "last": 5}}
+    if records == EVERY:
+        results |= {
+            "best": {"curve": {"0": 80.0, "0.1": 30.0, "8/255": 50.0}},
+            "last": {"curve": {"0": 85.0}},
+        }
+    (folder / "results.json").write_text(json.dumps(results))
     return folder
 
 
@@ -133,6 +142,15 @@ def test_the_histogram_of_trust_is_that_of_the_images(tmp_path, beta):
             for k in range(20)
         ]
         assert list(stairs.get_data().values) == pytest.approx(expected, abs=1e-9)
+
+
+def test_accuracy_by_radius_is_what_was_measured(folder):
+    _, curves = drawn("radius", folder)
+    assert list(curves) == ["best", "last"]
+    radii, values = curves["best"].get_data()
+    assert list(radii) == pytest.approx([0, 8, 25.5])
+    assert list(values) == [80.0, 50.0, 30.0]
+    assert list(curves["last"].get_ydata()) == [85.0]
 
 
 def test_rebinning_keeps_every_image():

@@ -204,12 +204,13 @@ def test_an_unfinished_run_has_a_page(run):
 
 def test_accuracy_by_radius_is_shown_where_it_was_measured(run):
     results = json.loads((run / "results.json").read_text())
-    results["best"]["curve"] = {"0.0": 81.5, str(8 / 255): 43.25}
+    results["best"] |= {"curve": {"0": 81.5, "8/255": 43.25, "0.15": 3.0}, "curve_n": 1234}
     (run / "results.json").write_text(json.dumps(results))
     text = page_of(run).text
-    assert "Accuracy by radius (best)" in text
-    assert "8/255" in text
-    assert "43.2" in text
+    assert "Accuracy by radius (best, n = 1,234)" in text
+    assert "ε 0 8/255 0.15 best 81.5 43.2 3.0" in text
+    assert "Robust accuracy by radius" in text
+    assert "cannot be shown" not in text
 
 
 # ---------------------------------------------------------------------------------------------- hostile, damaged
@@ -511,7 +512,7 @@ def test_the_command_draws_what_a_run_has_as_svg_and_png(trained, run):
     teacher = shutil.copytree(trained / "runs/digits/at_resnet18/seed0", run.parent / "teacher")
     assert _cli("--figures", teacher) == 0  # it has no teacher of its own
     found = {path.stem for path in (teacher / "figures").iterdir()}
-    assert found == {"learning", "losses", "figure3", "figure3c"}
+    assert found == {"learning", "losses", "figure3", "figure3c", "radius"}
 
 
 @pytest.mark.parametrize("content", [None, "settings.yaml", "results.json", "study.json"])

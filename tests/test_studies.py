@@ -20,7 +20,7 @@ import pytest
 from recipe_files import ENVIRONMENT, RECIPES
 from study_runs import fake_run
 
-from iad_ext import cli, paper, recipes, settings, studies
+from iad_ext import checkpoint, cli, paper, recipes, settings, studies
 from iad_ext.studies import overrides, results, runner, tables
 from iad_ext.studies.grid import Claim
 from iad_ext.studies.runner import Runner
@@ -585,6 +585,26 @@ def test_a_share_waits_for_the_teacher_of_another(stubbed, monkeypatch, in_folde
     outcome = Runner([student], say=say).run()
     assert any("for another runner to finish runs/cifar10/at_resnet18/seed0" in line for line in said)
     assert outcome.finished == [student]
+
+
+def test_a_cell_that_another_process_runs_is_waited_for(stubbed, monkeypatch):
+    """As after a runner was killed: what it had started trains on."""
+    monkeypatch.setattr(runner, "OTHERS", 0.1)
+    grid = grid_of("table2", data=("cifar10",), only=("AT",))
+    (cell,) = grid.cells
+    said = []
+    with contextlib.ExitStack() as held:
+        held.enter_context(checkpoint.locked(cell.folder))
+        assert runner.state_of(cell) == "running"
+
+        def say(line):
+            said.append(line)
+            if line.startswith("waiting"):
+                held.close()
+
+        outcome = Runner(grid.cells, say=say).run()
+    assert outcome.finished == [cell]
+    assert any(line.startswith("waiting") for line in said)
 
 
 # ------------------------------------------------------------------------------------------- for real

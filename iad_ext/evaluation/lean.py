@@ -26,9 +26,7 @@ from torch import Tensor, nn
 
 from iad_ext.types import Flags, Images, Labels, Logits, PerImage
 
-SHARE = (
-    16  # images leave together, once they are one in so many: each new batch size costs a backend its set-up
-)
+SHARE = 16  # images leave APGD and FAB together, one in so many: a new batch size costs a backend set-up
 
 
 class _Group:
@@ -321,7 +319,7 @@ class LeanSquare(SquareAttack):  # type: ignore[misc]
         )
         answer = adv.clone()
         for query in range(self.n_queries):
-            if _worth_leaving(group.margin <= 0):
+            if bool((group.margin <= 0).any()):
                 answer[group.at] = group.adv
                 group = group.keep(group.margin > 0)
             if not len(group.at):

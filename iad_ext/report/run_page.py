@@ -11,7 +11,7 @@ from iad_ext.plots import Run
 from iad_ext.report import pictures
 from iad_ext.report.html import Html, count, is_number, notes, number, page, section, share, tag
 from iad_ext.report.reading import DATA, OBJECTIVES, Sections, mapping, papers_numbers, read
-from iad_ext.units import show_fraction
+from iad_ext.units import parse_fraction, show_fraction
 
 FEW = 1000  # images below which an interval is wider than most differences of the paper
 PICTURES = {
@@ -287,12 +287,14 @@ def _cell(result: Mapping[str, Any], name: str) -> Html:
 def _curve(which: str, result: Mapping[str, Any]) -> Html | None:
     """Accuracy by radius, where it was measured."""
     curve = mapping(result.get("curve"))
-    points = sorted((float(eps), value) for eps, value in curve.items() if is_number(value))
+    points = sorted((parse_fraction(str(eps)), value) for eps, value in curve.items() if is_number(value))
     if not points:
         return None
     head = tag("tr", tag("th", "ε"), *(tag("th", show_fraction(eps)) for eps, _ in points))
     row = tag("tr", tag("th", which), *(tag("td", number(value)) for _, value in points))
-    return tag("details", tag("summary", f"Accuracy by radius ({which})"), tag("table", head, row))
+    n = f", n = {count(result['curve_n'])}" if "curve_n" in result else ""
+    table = tag("div", tag("table", head, row), class_="scroll")
+    return tag("details", tag("summary", f"Accuracy by radius ({which}{n})"), table)
 
 
 def _difference_from_paper(facts: Facts) -> str:
@@ -324,6 +326,9 @@ def _training(facts: Facts, sections: Sections) -> Html | None:
     figures = _figures(
         sections.figure("learning", runs, "The student by epoch. The checkpoint called best is marked."),
         sections.figure("losses", runs, _loss_caption(facts)),
+        sections.figure(
+            "radius", runs, "Robust accuracy by radius: of a sound network it falls to about zero."
+        ),
     )
     return section("Training", figures) if figures else None
 

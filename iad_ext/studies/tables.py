@@ -228,10 +228,12 @@ def _doubts(study: Content) -> Iterator[str]:
 
 def _origin(study: Content) -> Iterator[str]:
     found = study["provenance"]
-    hardware = ", ".join(found["hardware"]) or "nothing yet"
+    measured = (
+        f"Measured on {', '.join(found['hardware'])}, {', '.join(found['precision'])}; commit "
+        f"{', '.join(found['commits'])}; the best checkpoint is chosen on {' and '.join(found['selection'])}. "
+    )
     yield (
-        f"Measured on {hardware}, {', '.join(found['precision'])}; commit {', '.join(found['commits'])}; the best "
-        f"checkpoint is chosen on {' and '.join(found['selection'])}. Paper: {study['paper']['source']}"
+        f"{measured if found['hardware'] else 'No run is finished yet. '}Paper: {study['paper']['source']}"
         + (f", {study['paper']['table'].replace('table', 'Table ')}." if study["paper"]["table"] else ".")
     )
     for note in found["data_notes"]:
