@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
@@ -34,6 +34,9 @@ from iad_ext.evaluation.autoattack import BUDGET
 from iad_ext.evaluation.measures import BLOCK
 from iad_ext.provenance import versions
 from iad_ext.randomness import stream
+
+if TYPE_CHECKING:
+    from harness import Bench
 
 DATA = Path(os.environ.get("IAD_EXT_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data"))
 
@@ -91,6 +94,64 @@ def figures(
             for name in ("apgd", "apgd_targeted", "fab", "square")
         },
     }
+
+
+def run(bench: "Bench", only: frozenset[str]) -> list[str]:
+    """(f) of `benchmarks/run.py`: a small network, a fifth of AutoAttack's budget; the table."""
+    assert only == {"f"}
+    found = bench.case(
+        "evaluation: AutoAttack, PGD-20", lambda: _as_spreads(figures(bench.device, bench.quick))
+    )
+    if "failed" in found:
+        return [bench.report("f", TITLE, [{"evaluation": "failed", "stock / ours": found["failed"]}], ())]
+    rows = [
+        {
+            "evaluation": said,
+            "stock / ours": found[f"{stock} / {name}"],
+            "target": 1.5 if stock == "autoattack" else 1.0,
+            "stock, %": found[stock]["stock_accuracy"],
+            "ours, %": found[stock][name]["accuracy"],
+            "images": found[stock]["images"],
+            "verdicts that differ": len(found[stock][name]["images_that_differ"]),
+        }
+        for stock, name, said in CONTENDERS
+    ]
+    share = found["aa_budget"]
+    parts = ", ".join(
+        f"{name} {100 * part['seconds'] / sum(p['seconds'] for p in found['stock_parts'].values()):.0f}%"
+        for name, part in found["stock_parts"].items()
+    )
+    notes = (
+        f"{found['network']}; {found['images']}; {share['n_iter']} iterations and {share['n_queries']} queries "
+        f"instead of AutoAttack's {BUDGET['n_iter']} and {BUDGET['n_queries']:,}, on both sides.",
+        f"Where the stock AutoAttack spends its time: {parts}. `fast` folds BatchNorm into the convolutions before it "
+        "and is channels_last; it is fp32 like the others.",
+    )
+    return [bench.report("f", TITLE, rows, notes)]
+
+
+TITLE = "Stock evaluation / ours"
+CONTENDERS = (
+    ("autoattack", "aa", "AutoAttack"),
+    ("autoattack", "aa_fast", "AutoAttack, `fast`"),
+    ("pgd20", "pgd20", "PGD-20, the attack alone"),
+    ("pgd20", "pgd20_evaluate", "PGD-20 by `evaluate`"),
+    ("pgd20", "pgd20_fast", "PGD-20 by `evaluate`, `fast`"),
+)
+
+
+def _as_spreads(found: dict[str, Any]) -> dict[str, Any]:
+    """The same, with each ratio as the harness's spread."""
+    for stock, name, _ in CONTENDERS:
+        ratio = found[stock][name]["stock_over_ours"]
+        low, high = float(f"{ratio['least']:.4g}"), float(f"{ratio['most']:.4g}")
+        found[f"{stock} / {name}"] = {
+            "median": float(f"{ratio['median']:.4g}"),
+            "low": low,
+            "high": high,
+            "n": found["rounds"],
+        }
+    return found
 
 
 PART = ("seconds", "forward", "backward", "images")

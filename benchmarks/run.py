@@ -14,7 +14,7 @@ sys.path.insert(0, str(HERE))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-GROUPS = "abcdeghij"
+GROUPS = "abcdefghij"
 CPU_BUDGET, GPU_BUDGET = 1380.0, 540.0  # seconds
 
 
@@ -53,6 +53,7 @@ def measured(
     import art_trainers
     import attack
     import data
+    import evaluation
     import growth
     import memory
     import startup
@@ -70,6 +71,7 @@ def measured(
         ({"a", "b", "e"}, steps),
         ({"c"}, art_trainers),
         ({"d"}, attack),
+        ({"f"}, evaluation),
         ({"g"}, memory),
         ({"h"}, data),
         ({"i"}, startup),
