@@ -37,7 +37,7 @@ class Records:
             self.tests[report.outcome] += 1
         if report.passed and report.when == "call":
             for kind, record in report.user_properties:
-                self.of[kind].append(record)
+                self.of[kind].append(json.loads(record))
 
 
 def summary(records, seconds):
