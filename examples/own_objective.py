@@ -1,10 +1,11 @@
 """An objective of your own in twenty lines, and its introspective form for nothing.
 
 An objective is a row of weighted terms. A term returns one number an image and names the network passes that it reads;
-a training step then runs those passes and no other. The row below is RSLAD (Zi et al. 2021, "Revisiting Adversarial
-Robustness Distillation: Robust Soft Labels Make Student Better"): the student follows the teacher's natural prediction
-on natural and on adversarial images alike. `@row` gives it a name, settings that are checked, and a place among the
-others: `objectives.build("rslad", …)` knows it, and so does the ART door by name. `introspect` turns it into a method
+a training step then runs those passes and no other. The row below is the loss of RSLAD (Zi et al. 2021, "Revisiting
+Adversarial Robustness Distillation: Robust Soft Labels Make Student Better"): the student follows the teacher's natural
+prediction on natural and on adversarial images alike. (The package has it as `rslad`, with the attack of its own, so
+that this one needs another name.) `@row` gives it settings that are checked, and a place among the others:
+`objectives.build("soft_labels", …)` knows it, and so does the ART door by name. `introspect` turns it into a method
 that the paper does not have: RSLAD by a student who trusts the teacher only as far as it goes.
 
     python examples/own_objective.py
@@ -47,11 +48,11 @@ def follow_teacher(name: str, student: str, image: str, weight: float) -> Term:
 
 
 @row
-def rslad(*, natural_weight: float = 1 / 6) -> Objective:
+def soft_labels(*, natural_weight: float = 1 / 6) -> Objective:
     """RSLAD (Zi et al. 2021): 5/6 KL(T(x) → S(x̃)) + 1/6 KL(T(x) → S(x))."""
     on_adversarial = follow_teacher("teacher", "student_adv", "x̃", 1 - natural_weight)
     on_natural = follow_teacher("natural", "student_nat", "x", natural_weight)
-    return Objective(name="rslad", terms=(on_adversarial, on_natural))
+    return Objective(name="soft_labels", terms=(on_adversarial, on_natural))
 
 
 # ------------------------------------------------------------------------------------------- what it can do now
@@ -73,13 +74,13 @@ def classifier(seed: int, image_size: tuple[int, int]) -> PyTorchClassifier:
 
 def main(path: Path | None, epochs: int) -> None:
     """Show the row, train by it and by its introspective form, and print the table."""
-    ours = objectives.build("rslad", natural_weight=0.25)
+    ours = objectives.build("soft_labels", natural_weight=0.25)
     print(f"{ours!r} = {ours.formula}\nits step runs {', '.join(sorted(ours.needs(epoch=0)))}")
     try:
-        objectives.build("rslad", natural_wieght=0.25)
+        objectives.build("soft_labels", natural_wieght=0.25)
     except TypeError as error:
         print(f"a slip is met with: {error}\n")
-    with_trust = introspect(rslad(), beta=0.1, warmup_epochs=epochs // 3)
+    with_trust = introspect(soft_labels(), beta=0.1, warmup_epochs=epochs // 3)
     print(f"{with_trust.name} = {with_trust.formula}\n")
 
     splits, eps = images(path)
@@ -88,7 +89,7 @@ def main(path: Path | None, epochs: int) -> None:
     networks = {"AT (teacher)": teacher}
     fit = {"batch_size": 64, "nb_epochs": epochs}
     IntrospectiveAdversarialDistiller(teacher, objective="at", eps=eps, precision="fp32").fit(x, y, **fit)
-    for name, objective in (("RSLAD", "rslad"), ("RSLAD, introspective", with_trust)):
+    for name, objective in (("RSLAD", "soft_labels"), ("RSLAD, introspective", with_trust)):
         networks[name] = classifier(1, splits.image_size)
         trainer = IntrospectiveAdversarialDistiller(
             networks[name], teacher, objective=objective, eps=eps, precision="fp32"

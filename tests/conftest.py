@@ -1,5 +1,6 @@
 """Every test run: no network, one thread, annotations checked, and a header that says what it ran on."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -35,6 +36,12 @@ def pytest_report_header():
         f"real data: {', '.join(folders) or 'none'} in {REAL_DATA} (IAD_EXT_DATA)",
         f"torch {torch.__version__}, torchattacks from {Path(torchattacks.__file__).parent}",
     ]
+
+
+@pytest.fixture
+def record_property(record_property):
+    """What tests record, as JSON: pytest-xdist's worker processes send plain values only."""
+    return lambda name, value: record_property(name, json.dumps(value, ensure_ascii=False))
 
 
 @pytest.fixture

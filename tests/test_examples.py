@@ -74,7 +74,7 @@ def test_the_pipeline_hardens_the_classifier_and_keeps_its_fits(printed):
 
 def test_an_objective_of_one_s_own_trains_and_its_slip_is_explained(printed):
     output = printed[0]["own_objective"]
-    assert "unknown argument of rslad 'natural_wieght'; did you mean 'natural_weight'?" in output
+    assert "unknown argument of soft_labels 'natural_wieght'; did you mean 'natural_weight'?" in output
     assert "its step runs student_adv, student_nat, teacher_nat" in output
     rows = _rows(output, "natural   fgsm  pgd20  cw_inf")
     assert list(rows) == ["AT (teacher)", "RSLAD", "RSLAD, introspective"]

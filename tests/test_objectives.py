@@ -885,3 +885,14 @@ def test_new_rows_register_themselves_and_refuse_unknown_arguments(monkeypatch):
     assert_same(*(build(name)(outputs, labels, epoch=0) for name in ("mine", "at")), outputs)
     with pytest.raises(TypeError, match="argument of mine 'tua'; did you mean 'tau'"):
         build("mine", tua=2.0)
+
+
+def test_a_name_of_the_package_cannot_be_taken():
+    before = objectives.ROWS["ard"]
+
+    def ard():
+        return before()
+
+    with pytest.raises(ValueError, match="iad_ext has an objective called ard; give yours another name"):
+        objectives.row(ard)
+    assert objectives.ROWS["ard"] is before

@@ -30,9 +30,15 @@ def row(constructor: Callable[P, Objective]) -> Callable[P, Objective]:
 
     Plug-ins are arguments of every constructor: `iad1(beta=0.1, igdm=20.0)`. A setting goes to the row and to each
     chosen plug-in that has an argument of its name; `weights` are set last, so that they reach added terms too.
+
+    Raises:
+        ValueError: the package has an objective of that name, which results would be confused with.
     """
     signature = inspect.signature(constructor)
     name = constructor.__name__
+    # one's own may be defined again, as a notebook's cell is
+    if getattr(ROWS.get(name), "__module__", "").startswith("iad_ext."):
+        raise ValueError(f"iad_ext has an objective called {name}; give yours another name")
 
     @functools.wraps(constructor)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Objective:

@@ -1620,4 +1620,5 @@ def test_two_processes_train_what_one_does(two_processes):
         for together, alone in zip(first[name]["history"], one[name]["history"], strict=True):
             known = {key: value for key, value in alone.items() if value is not None}
             assert {key for key, value in together.items() if value is not None} == known.keys()
+            assert together["trust/histogram"] == known.pop("trust/histogram", None)
             assert {key: together[key] for key in known} == pytest.approx(known, rel=1e-9)
