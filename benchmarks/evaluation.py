@@ -32,6 +32,7 @@ from iad_ext.data import ImageSet, load_splits
 from iad_ext.evaluation import accuracy_under, evaluate, hardware
 from iad_ext.evaluation.autoattack import BUDGET
 from iad_ext.evaluation.measures import BLOCK
+from iad_ext.precision import wait_for
 from iad_ext.provenance import versions
 from iad_ext.randomness import stream
 
@@ -256,10 +257,10 @@ def _round(
     with torch.no_grad():
         model(x)  # a backend's set-up for this batch size is no contender's
     for name in names:
-        _wait(device)
+        wait_for(device)
         began = time.perf_counter()
         stands[name] = contenders[name]().cpu()
-        _wait(device)
+        wait_for(device)
         seconds[name] = time.perf_counter() - began
     return {
         "seconds": seconds,
@@ -275,7 +276,7 @@ def _noted(
     def noting(x: Tensor, y: Tensor) -> Tensor:
         began, forwards, backwards = time.perf_counter(), network.forwards, network.backwards
         adv = perturb(x, y)
-        _wait(device)
+        wait_for(device)
         spent = (
             time.perf_counter() - began,
             network.forwards - forwards,
@@ -305,11 +306,6 @@ def _compared(rounds: list[dict[str, Any]], stock: str, others: tuple[str, ...])
 
 def _ratio(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from iad_ext import files, provenance
+from iad_ext.precision import wait_for
 
 
 @dataclass(kw_only=True)
@@ -235,12 +236,6 @@ def _cpu_flags() -> set[str]:
 
 def _slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait for the work of the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _tidy(device: torch.device) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from equivalence import compared, our_update, small, start_of, updated
-from harness import Bench, Contender, wait_for
+from harness import Bench, Contender
 from released import FORWARDS, Released
 from torch.profiler import ProfilerActivity, profile
 from workloads import (
@@ -19,6 +19,8 @@ from workloads import (
     passes_in_forwards,
     same_passes,
 )
+
+from iad_ext.precision import wait_for
 
 SMALL = "cifar_resnet8"  # where the overhead of a step shows
 # dense bf16, TFLOP/s, by what a name begins with (NVIDIA's data sheets)

@@ -8,12 +8,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from harness import wait_for
 from workloads import RATE, Task
 
 from iad_ext import attacks, objectives, precision, processes
 from iad_ext.batches import Batches
 from iad_ext.loop import Engine, accelerator_for
+from iad_ext.precision import wait_for
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
-from harness import Contender, wait_for
+from harness import Contender
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +24,7 @@ from iad_ext.data import ImageSet
 from iad_ext.loop import Engine, accelerator_for
 from iad_ext.modes import mode
 from iad_ext.objectives import ADVERSARIAL_PASSES, Objective
-from iad_ext.precision import Precision
+from iad_ext.precision import Precision, wait_for
 from iad_ext.randomness import stream
 
 STEPS = 10

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from iad_ext.attacks import PGD, TRADESPGD
 from iad_ext.names import unknown
+from iad_ext.precision import wait_for
 from iad_ext.types import Images, Labels
 
 log = logging.getLogger(__name__)
@@ -255,11 +256,11 @@ def _tried(kind: Kind, attack: PGD | TRADESPGD, images: Images, labels: Labels, 
 
 
 def _seconds(run: Attack, images: Images, labels: Labels, noise: Images, autocast: Autocast) -> float:
-    _wait_for(images.device)
+    wait_for(images.device)
     began = time.perf_counter()
     with autocast():
         run(images, labels, noise)
-    _wait_for(images.device)
+    wait_for(images.device)
     return time.perf_counter() - began
 
 
@@ -274,11 +275,6 @@ def _left_alone(network: nn.Module, device: torch.device) -> Iterator[None]:
             with torch.no_grad():
                 for buffer, value in before:
                     buffer.copy_(value)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _instead(wanted: str, why: str) -> Compilation:

@@ -28,7 +28,7 @@ from iad_ext.objectives import Objective, Outputs
 from iad_ext.precision import Precision
 from iad_ext.processes import anyone
 from iad_ext.randomness import stream_seed
-from iad_ext.step import Attack, BnOrder, Prepared, Step, StepResult, with_teacher_passes
+from iad_ext.step import Attack, BnOrder, Prepared, Step, StepResult
 from iad_ext.teachers import refuse_student
 from iad_ext.types import Images, Labels, Logits, PerImage
 
@@ -365,7 +365,7 @@ class Engine:
             return result.outputs
         # a teacher that draws, even in eval mode, must not move what the next part of the batch draws
         with self._random_state_kept(), self.accelerator.autocast():
-            return with_teacher_passes(result.outputs, self.teacher, images, result.adversarial)
+            return self._step.with_teacher_passes(result, images)
 
     def _noise(self, epoch: int, step: int, total: int, images: Images) -> Images | None:
         """The whole global batch's random start, so that an image's does not depend on who computes it."""

@@ -4,6 +4,7 @@
 """
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -435,7 +436,7 @@ def learning(axes: Axes, runs: Sequence[Run]) -> None:
 
 def robust_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
     """Figure 3's last part: PGD-10 accuracy by epoch of several runs, such as with introspection and without."""
-    for run, (colour, marker, line) in zip(runs, MARKS * (len(runs) // len(MARKS) + 1), strict=False):
+    for run, (colour, marker, line) in zip(runs, itertools.cycle(MARKS), strict=False):
         epochs, values = run.series("eval/pgd10")
         if epochs:
             every = max(1, len(epochs) // 8)
@@ -451,14 +452,21 @@ def robust_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
 def accuracy_by_radius(axes: Axes, runs: Sequence[Run]) -> None:
     """Robust accuracy by radius, of the best checkpoint and the last: a sound network's falls to about zero."""
     results = _only(runs).results
-    for which, (colour, marker, line) in zip(("best", "last"), MARKS, strict=False):
-        measured = results.get(which)
-        curve = measured.get("curve") if isinstance(measured, Mapping) else None
-        if isinstance(curve, Mapping) and curve:
-            points = sorted((255 * parse_fraction(str(radius)), value) for radius, value in curve.items())
-            axes.plot(*zip(*points, strict=True), line, color=colour, marker=marker, label=which)
-    if not axes.lines:
+    checkpoints = {which: results.get(which) for which in ("best", "last")}
+    curves = {
+        which: measured["curve"]
+        for which, measured in checkpoints.items()
+        if isinstance(measured, Mapping) and isinstance(measured.get("curve"), Mapping) and measured["curve"]
+    }
+    if not curves:
         raise NothingToDrawError(f"{runs[0].label} was not measured by radius")
+    _by_radius(axes, curves)
+
+
+def _by_radius(axes: Axes, curves: Mapping[str, Mapping[str, float]]) -> None:
+    for (label, curve), (colour, marker, line) in zip(curves.items(), itertools.cycle(MARKS), strict=False):
+        points = sorted((255 * parse_fraction(str(radius)), value) for radius, value in curve.items())
+        axes.plot(*zip(*points, strict=True), line, color=colour, marker=marker, label=label)
     axes.set_ylim(0, 100)
     axes.set_xlim(left=0)
     axes.set_xlabel("L∞ radius, 1/255")
@@ -489,33 +497,14 @@ def epsilon_curve(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     Raises:
         ValueError: no result has a curve.
     """
-    curves = {name: result for name, result in results.items() if "curve" in result}
+    curves = {
+        f"{name}, n={result['curve_n']}": result["curve"]
+        for name, result in results.items()
+        if "curve" in result
+    }
     if not curves:
         raise ValueError("results: none has a curve; measure it with evaluate(…, curve=256)")
-    with mpl.rc_context(
-        {"font.size": 10, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        figure = Figure(figsize=(6, 3.6), layout="constrained")
-        axes = figure.subplots()
-        # the palette's colours and markers in turn; a line style more where there are more networks than colours
-        styles = [(colour, marker) for _, colour, marker in MEASURES.values()]
-        for index, (name, result) in enumerate(curves.items()):
-            colour, marker = styles[index % len(styles)]
-            radii = [255 * parse_fraction(radius) for radius in result["curve"]]
-            axes.plot(
-                radii,
-                list(result["curve"].values()),
-                color=colour,
-                marker=marker,
-                linestyle=("-", "--", ":")[index // len(styles) % 3],
-                markersize=5,
-                label=f"{name}, n={result['curve_n']}",
-            )
-        axes.set_ylim(0, 100)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("L∞ radius, 1/255")
-        axes.set_ylabel("accuracy under PGD-20, %")
-        axes.grid(color="#DDDDDD", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.legend(frameon=False)
-        figure.savefig(path, dpi=150)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5, 3.4), layout="constrained")
+        _by_radius(figure.subplots(), curves)
+        figure.savefig(path, dpi=200)

@@ -95,14 +95,15 @@ def _time_pass(network: nn.Module, images: torch.Tensor, kind: Kind, *, channels
     x = images.contiguous(memory_format=memory_format).requires_grad_(True)
     cast = torch.autocast(images.device.type, torch.bfloat16) if kind == "bf16" else nullcontext()
     with cast:
-        _wait_for(images.device)
+        wait_for(images.device)
         began = time.perf_counter()
         logits = network(x).float()
         torch.autograd.grad(F.cross_entropy(logits, logits.argmax(dim=1)), x)
-        _wait_for(images.device)
+        wait_for(images.device)
     return time.perf_counter() - began
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Wait for the work of the device, to time it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

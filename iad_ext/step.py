@@ -23,6 +23,7 @@ Network = Callable[[Images], Logits]
 BnOrder: TypeAlias = Literal["lean", "faithful"]
 
 _LEAN = ("student_adv", "student_nat", "student_mirror")
+_OF_TEACHER = frozenset({"teacher_nat", "teacher_adv"})
 # The student's passes of the authors' released step in their order, by objective and whether it is in warm-up, where
 # they are not those that the loss reads: S(x) for a cross-entropy of weight 0, S(x̃) for nothing at all, S(x) twice.
 AS_RELEASED = {
@@ -123,8 +124,7 @@ class Step:
         with self.autocast():
             prepared = self.prepare(images, labels, epoch=epoch, noise=noise)
             outputs = self._student_passes(prepared, epoch)
-        loss = self.objective(outputs, labels, epoch=epoch, balance=balance)
-        return StepResult(loss, outputs, prepared.adversarial)
+        return self._result(prepared, outputs, labels, epoch, balance)
 
     def prepare(self, images: Images, labels: Labels, *, epoch: int, noise: Images | None = None) -> Prepared:
         """Attack, and ask the teachers; arguments as for a call."""
@@ -150,6 +150,20 @@ class Step:
         """Run the student's passes and return the loss; may be called again under other weights."""
         with self.autocast():
             outputs = self._student_passes(prepared, epoch)
+        return self._result(prepared, outputs, labels, epoch, balance)
+
+    def with_teacher_passes(self, result: StepResult, images: Images) -> Outputs:
+        """The outputs of a step on `images` with T(x) and T(x̃); runs those that the objective did not ask for."""
+        known = {
+            name: logits for name in _OF_TEACHER if (logits := getattr(result.outputs, name)) is not None
+        }
+        prepared = self._teacher_passes(_OF_TEACHER, Prepared(images, result.adversarial, known))
+        return replace(result.outputs, **prepared.logits)
+
+    def _result(
+        self, prepared: Prepared, outputs: Outputs, labels: Labels, epoch: int, balance: Tensor | None
+    ) -> StepResult:
+        """The loss, outside autocast: in the precision of the logits, which is at least fp32."""
         loss = self.objective(outputs, labels, epoch=epoch, balance=balance)
         return StepResult(loss, outputs, prepared.adversarial)
 
@@ -191,16 +205,6 @@ class Step:
                 batches = [prepared.view(name) for name in names]
                 logits.update(zip(names, _inferred(role, network, batches, names), strict=True))
         return replace(prepared, logits=logits)
-
-
-def with_teacher_passes(outputs: Outputs, teacher: nn.Module, images: Images, adversarial: Images) -> Outputs:
-    """Return `outputs` with T(x) and T(x̃) in it; runs those that the objective did not ask for."""
-    inputs = {"teacher_nat": images, "teacher_adv": adversarial}
-    missing = [name for name in inputs if getattr(outputs, name) is None]
-    if not missing:
-        return outputs
-    logits = _inferred("teacher", teacher, [inputs[name] for name in missing], missing)
-    return replace(outputs, **dict(zip(missing, logits, strict=True)))
 
 
 def _inferred(role: str, network: nn.Module | None, batches: list[Images], names: list[str]) -> list[Logits]:
