@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from iad_ext.attacks import PGD, TRADESPGD
+from iad_ext.modes import buffers_kept
 from iad_ext.names import unknown
 from iad_ext.precision import wait_for
 from iad_ext.types import Images, Labels
@@ -267,14 +268,8 @@ def _seconds(run: Attack, images: Images, labels: Labels, noise: Images, autocas
 @contextmanager
 def _left_alone(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Buffers and the random state are afterwards what they were."""
-    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in before:
-                    buffer.copy_(value)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), buffers_kept(network):
+        yield
 
 
 def _instead(wanted: str, why: str) -> Compilation:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from iad_ext.averaging import WeightAverage
 from iad_ext.checkpoint import optimizer_numbers, optimizer_tensors, restore_optimizer
 from iad_ext.diagnostics import FIGURES, HISTOGRAM, Sums, figures, introspection_share
+from iad_ext.modes import buffers_kept
 from iad_ext.objectives import Objective, Outputs
 from iad_ext.precision import Precision
 from iad_ext.processes import anyone
@@ -325,15 +326,12 @@ class Engine:
     ) -> list[Tensor]:
         """The loss's gradient over the global batch; BatchNorm does not count these passes."""
         raw = replace(self._step, forward=self.student)
-        buffers = [b.clone() for b in self.student.buffers()]
-        total: list[Tensor] = []
-        for known, batch in zip(prepared, batches, strict=True):
-            loss = raw.finish(known, batch.labels, epoch=epoch, balance=self.balance).loss
-            found = torch.autograd.grad(loss.per_image.sum(), weights, allow_unused=True)
-            total = total or [torch.zeros_like(w) for w in weights]
-            total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
-        for buffer, was in zip(self.student.buffers(), buffers, strict=True):
-            buffer.copy_(was)
+        total = [torch.zeros_like(weight) for weight in weights]
+        with buffers_kept(self.student):
+            for known, batch in zip(prepared, batches, strict=True):
+                loss = raw.finish(known, batch.labels, epoch=epoch, balance=self.balance).loss
+                found = torch.autograd.grad(loss.per_image.sum(), weights, allow_unused=True)
+                total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
         return [self.accelerator.reduce(gradient, "sum") for gradient in total]
 
     def _seed_layers(self, epoch: int, step: int) -> None:

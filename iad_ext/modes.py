@@ -1,8 +1,9 @@
-"""Train and eval mode as context managers that put back every submodule's own mode."""
+"""What a block may change of a network for itself, as context managers that put it back: modes, gradients, buffers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -33,3 +34,15 @@ def frozen(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter, asked in before:
             parameter.requires_grad_(asked)
+
+
+@contextmanager
+def buffers_kept(network: nn.Module) -> Iterator[None]:
+    """Buffers, such as BatchNorm's running statistics, are after the block what they were before it."""
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
