@@ -22,7 +22,7 @@ from study_runs import fake_run
 
 from iad_ext import checkpoint, cli, paper, recipes, settings, studies
 from iad_ext.studies import overrides, results, runner, tables
-from iad_ext.studies.grid import Claim
+from iad_ext.studies.grid import LONGEST, Claim
 from iad_ext.studies.runner import Runner
 
 NAMES = studies.names()
@@ -93,6 +93,15 @@ def test_the_same_cell_of_two_studies_is_one_folder():
     assert Path("runs/cifar10/iad1_resnet18-at,gate-teacher=True/seed0") in (
         folders["table8"] & folders["table12"]
     )
+
+
+def test_a_folder_s_name_fits_a_file_system_and_stays_its_cell_s_own():
+    folders = [cell.folder for cell in grid_of("board").cells]
+    long = [folder.parent.name for folder in folders if len(folder.parent.name) == LONGEST]
+    assert long
+    assert all(len(folder.parent.name.encode()) <= LONGEST for folder in folders)
+    assert len(set(folders)) == len(folders)
+    assert [cell.folder for cell in grid_of("board").cells] == folders
 
 
 def test_scale_moves_warm_up_and_schedule_along_and_takes_fewer_images():

@@ -6,6 +6,7 @@ that the same cell of two studies is one folder, and a cell with the paper's own
 
 import dataclasses
 import fnmatch
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ MEASURES = ("natural", "fgsm", "pgd20", "cw_inf", "aa")
 COSTS = ("seconds_per_epoch", "gpu_mib")  # measured by every run as it trains
 EXPECTED = ("greater", "less", "close")
 TEACHERS = NAMED_TEACHERS
+LONGEST = 200  # bytes of a folder's name: file systems take 255, and the log beside it has a suffix
 # images of a data set that --scale takes a fraction of
 WHOLE = {**TRAINING_IMAGES, "digits": 1438}
 
@@ -475,7 +477,8 @@ class _Maker:
         named = settings_.override(settings, {"train.seed": seed, **asked, "out": None})
         where = default_folder(named)
         suffix = ",".join(part for part in (_suffix(differences), *other_seeds) if part)
-        where = where.parent.with_name(where.parent.name + (f",{suffix}" if suffix else "")) / where.name
+        name = where.parent.name + (f",{suffix}" if suffix else "")
+        where = where.parent.with_name(_that_fits(name)) / where.name
         where = self.choices.root.joinpath(*where.parts[1:])
         settings = settings_.override(settings, {"train.seed": seed, "out": where, **paths})
         try:
@@ -555,3 +558,12 @@ def _suffix(differences: Mapping[str, Overrides]) -> str:
             }
             parts.append(overrides_.named(others, prefix=prefix))
     return ",".join(part for part in parts if part)
+
+
+def _that_fits(name: str) -> str:
+    """A folder's name as it is, or where a file system would not take it, its beginning and a digest of the whole."""
+    if len(name.encode()) <= LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    beginning = name.encode()[: LONGEST - len(digest) - 1].decode(errors="ignore")
+    return f"{beginning}-{digest}"
