@@ -6,13 +6,13 @@ import torch
 from harness import Bench
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from workloads import OBJECTIVES, Ours, Task, default_precision
+from workloads import OBJECTIVES, Method, Ours, Task, default_precision
 
 MIB = 2**20
 TARGET = 1.10
 
 
-def peak(bench: Bench, task: Task, objective: str) -> dict[str, Any]:
+def peak(bench: Bench, task: Task, objective: str | Method) -> dict[str, Any]:
     """MiB at the step's highest point: weights, optimizer, data, and what the step allocates on top.
 
     On a GPU what torch's allocator says; on a CPU the allocations that torch reports to its profiler.

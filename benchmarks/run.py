@@ -14,7 +14,7 @@ sys.path.insert(0, str(HERE))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-GROUPS = "abcdefghij"
+GROUPS = "abcdefghijk"
 CPU_BUDGET, GPU_BUDGET = 1380.0, 540.0  # seconds
 
 
@@ -52,6 +52,7 @@ def measured(
 
     import art_trainers
     import attack
+    import costs
     import data
     import evaluation
     import growth
@@ -76,6 +77,7 @@ def measured(
         ({"h"}, data),
         ({"i"}, startup),
         ({"j"}, growth),
+        ({"k"}, costs),
     ):
         if only & letters:
             tables += module.run(bench, frozenset(only & letters))

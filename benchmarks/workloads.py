@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from iad_ext import attacks, compiling, objectives, precision
+from iad_ext.attacks import READ_BY_ATTACK, THROUGH_TEACHER
+from iad_ext.averaging import WeightAverage
 from iad_ext.backbones import create_network
 from iad_ext.batches import Batches
 from iad_ext.data import ImageSet
@@ -42,6 +44,17 @@ OBJECTIVES: Mapping[str, tuple[Callable[[], Objective], int]] = {
     "IAD-II in warm-up": (objectives.iad2, 0),
     "IAD-II": (objectives.iad2, 199),
 }
+
+
+@dataclass(frozen=True)
+class Method:
+    """An objective, the epoch at which its step is taken, its training attack, and what else runs."""
+
+    build: Callable[[], Objective]
+    epoch: int
+    attack: str | None = None
+    average: bool = False
+    awp: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,7 @@ class Ours:
     def __init__(
         self,
         task: Task,
-        objective: str,
+        objective: str | Method,
         device: torch.device,
         decided: Precision,
         *,
@@ -141,20 +154,26 @@ class Ours:
         **engine: Any,
     ) -> None:
         self.task, self.device = task, device
-        build, self.epoch = OBJECTIVES[objective]
-        self.objective = build()
+        method = objective if isinstance(objective, Method) else Method(*OBJECTIVES[objective])
+        self.objective, self.epoch = method.build(), method.epoch
+        attack = attack or method.attack or ("trades" if self.objective.attack == "trades" else "pgd")
         needed = self.objective.needs(self.epoch)
+        if needed & ADVERSARIAL_PASSES:
+            needed |= READ_BY_ATTACK.get(attack, frozenset())
+        asks_teacher = any(name.startswith("teacher") for name in needed) or attack in THROUGH_TEACHER
         memory_format = torch.channels_last if decided.channels_last else torch.contiguous_format
 
         def network(seed: int) -> nn.Module:
             return task.build(seed, device).to(memory_format=memory_format)
 
         self.student = network(1).train()
+        teacher = network(2).eval().requires_grad_(False) if asks_teacher else None
         self.attack = None
         if needed & ADVERSARIAL_PASSES:
             self.attack = attacks.build(
-                attack or ("trades" if self.objective.attack == "trades" else "pgd"),
+                attack,
                 self.student,
+                teacher=teacher,
                 steps=task.steps,
                 training=self.objective.attack_training,
                 loss_scale=decided.attack_loss_scale,
@@ -187,8 +206,10 @@ class Ours:
                 seed=0,
                 attack=run,
                 diagnostics="off",
-                teacher=network(2) if needed & {"teacher_nat", "teacher_adv"} else None,
-                natural_teacher=network(3) if "natural_teacher_adv" in needed else None,
+                teacher=teacher,
+                natural_teacher=network(3) if any(n.startswith("natural_teacher") for n in needed) else None,
+                average=WeightAverage(self.student) if method.average else None,
+                awp=method.awp,
                 **engine,
             )
 

@@ -26,7 +26,7 @@ def test_a_quick_trial_runs_every_contender(tmp_path):
             FOLDER / "run.py",
             "--quick",
             "--only",
-            "a,b,c,d,e,f,g,h",
+            "a,b,c,d,e,f,g,h,k",
             "--device",
             "cpu",
             "--out",
@@ -40,7 +40,7 @@ def test_a_quick_trial_runs_every_contender(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     cases = json.loads((tmp_path / "cases.json").read_text())["cases"]
     assert not [name for name, case in cases.items() if "failed" in case]
-    for letter in "abcdefgh":
+    for letter in "abcdefghk":
         table = json.loads((tmp_path / f"{letter}.json").read_text())
         assert table["rows"], letter
         assert table["about"]["quick"]
