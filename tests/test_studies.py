@@ -95,6 +95,12 @@ def test_the_same_cell_of_two_studies_is_one_folder():
     )
 
 
+@pytest.mark.parametrize("name", ["aa_limit", "attacks", "batch_size", "curve_limit", "fast", "limit", "of"])
+def test_how_a_run_is_measured_is_not_in_its_folder_s_name(name):
+    assert overrides.named({f"eval.{name}": 1}) == ""
+    assert not overrides.matters(f"eval.{name}")
+
+
 def test_a_folder_s_name_fits_a_file_system_and_stays_its_cell_s_own():
     folders = [cell.folder for cell in grid_of("board").cells]
     long = [folder.parent.name for folder in folders if len(folder.parent.name) == LONGEST]
