@@ -5,7 +5,7 @@ import logging
 import math
 from pathlib import Path
 
-from iad_ext import objectives
+from iad_ext import objectives, rates
 from iad_ext import settings as settings_
 from iad_ext.attacks import READ_BY_ATTACK, THROUGH_TEACHER
 from iad_ext.backbones import create_network
@@ -88,16 +88,13 @@ class Plan:
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch."""
         train = self.settings.train
-        rising = min(1.0, (epoch + 1) / train.rate_warmup) if train.rate_warmup else 1.0
-        if train.rates == "cosine":
-            return rising * train.lr * (1 + math.cos(math.pi * epoch / train.epochs)) / 2
-        if train.rates == "cyclic":  # in an epoch's middle, so that none trains at 0
-            passed = (epoch + 0.5) / train.epochs
-            return rising * train.lr * min(passed / 0.4, (1 - passed) / 0.6)
+        highest = rates.rising(epoch, train.rate_warmup) * train.lr
+        if train.rates != "drops":
+            return highest * rates.COURSES[train.rates](epoch, train.epochs)
         fallen = sum(drop <= epoch for drop in train.drops)
         if train.schedule == "released":  # each drop there rescales the initial rate: the second one is lost
             fallen = min(fallen, 1)
-        return rising * train.lr * train.drop_factor**fallen
+        return highest * train.drop_factor**fallen
 
     def forward_passes(self, epoch: int) -> tuple[int, str]:
         """The step's cost in forward passes of one image (a backward is two), and where it goes."""

@@ -19,9 +19,11 @@ import tyro
 import yaml
 
 from iad_ext.attacks import TRAINING_ATTACKS
+from iad_ext.augment import AUGMENTATIONS
 from iad_ext.files import parse_yaml
 from iad_ext.names import unknown
 from iad_ext.objectives import ROWS, takes
+from iad_ext.rates import COURSES
 from iad_ext.units import Pixels, parse_fraction
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -163,7 +165,7 @@ class TrainSettings:
     """What a loss or gradient that is not finite does: stop the run, or skip the step and count it."""
     bn_order: Literal["lean", "faithful"] = "lean"
     """Passes that BatchNorm's running statistics see: those the loss reads, or the released step's, in its order."""
-    rates: Literal["drops", "cosine", "cyclic"] = "drops"
+    rates: Literal[("drops", *COURSES)] = "drops"  # type: ignore[valid-type]
     """Course of the rate: falls at drops, half a cosine to 0, or linear up to 2/5 of the epochs and down to 0."""
     rate_warmup: int = 0
     """Epochs over which the rate rises linearly to its course."""
@@ -175,7 +177,7 @@ class TrainSettings:
     """Random crop after padding by this many pixels on each side; 0 for none."""
     flip: bool = True
     """Random horizontal flip."""
-    augment: Literal["crop", "cropshift", "idbh_weak"] = "crop"
+    augment: Literal[("crop", *AUGMENTATIONS)] = "crop"  # type: ignore[valid-type]
     """Random crop, or in its place CropShift, or CropShift with colours and erasing as in IDBH-weak."""
     cutmix: float = 0.0
     """Share of images that get a rectangle of another, of at most half their area; labels stay."""
