@@ -47,7 +47,7 @@ class WeightAverage:
     def after_step(self, student: nn.Module, epoch: int) -> None:
         """Follow a step of `epoch`."""
         if epoch < self.start:
-            self._become(student)
+            become(self.network, student)
         elif self.kind == "ema":
             self._move(student, get_ema_multi_avg_fn(self.decay), 1)
 
@@ -55,6 +55,13 @@ class WeightAverage:
         """Follow the end of `epoch`."""
         if self.kind == "swa" and epoch >= self.start:
             self._move(student, get_swa_multi_avg_fn(), epoch - self.start)
+
+    def measurable(self, batches: Iterable[Images] | None) -> nn.Module:
+        """A copy of the average as it is now, with BatchNorm's statistics of `batches`; its averaged ones for None."""
+        network = copy.deepcopy(self.network)
+        if batches is not None:
+            reestimate_batchnorm(network, batches)
+        return network
 
     @torch.no_grad()
     def _move(self, student: nn.Module, move: object, averaged: int) -> None:
@@ -66,14 +73,21 @@ class WeightAverage:
             if not a.is_floating_point():
                 a.copy_(b)
 
-    @torch.no_grad()
-    def _become(self, student: nn.Module) -> None:
-        for mine, its in zip(_tensors(self.network), _tensors(student), strict=True):
-            mine.copy_(its)
+
+@torch.no_grad()
+def become(network: nn.Module, other: nn.Module) -> None:
+    """Give `network` the weights and buffers of `other`, a network of the same form, in place."""
+    for mine, its in zip(_tensors(network), _tensors(other), strict=True):
+        mine.copy_(its)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
+
+
+def keeping_statistics(network: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers that keep running statistics."""
+    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
 def reestimate_batchnorm(network: nn.Module, batches: Iterable[Images]) -> None:
@@ -82,7 +96,7 @@ def reestimate_batchnorm(network: nn.Module, batches: Iterable[Images]) -> None:
     An average of weights has other activations than the networks that it averages, and their statistics do not fit it.
     A network without BatchNorm is not run.
     """
-    layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    layers = keeping_statistics(network)
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]

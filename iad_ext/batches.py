@@ -1,7 +1,7 @@
 """Batches on the device: order, crops and flips as one plan an epoch, and one gather a step."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
@@ -10,7 +10,7 @@ from torch import Tensor
 from iad_ext import augment
 from iad_ext.augment import CUTMIX_NUMBERS, Augmentation
 from iad_ext.checks import check_number
-from iad_ext.data import ImageSet, unit_pixels
+from iad_ext.data import ImageSet, PixelSet, unit_pixels
 from iad_ext.randomness import stream
 from iad_ext.types import Images, Labels
 
@@ -25,9 +25,9 @@ class Batch:
     """One process's part of a global batch.
 
     Attributes:
-        images: float32 in [0, 1], augmented, on the data's device, (part, channels, height, width).
+        images: in [0, 1], augmented, on the data's device, (part, channels, height, width); float32 of an `ImageSet`.
         labels: int64 (part,).
-        index: int64 (part,), positions in the `ImageSet`.
+        index: int64 (part,), positions in the data.
         offset: position of the part's first image within the global batch.
         total: size of the global batch, over all processes and accumulated parts.
     """
@@ -81,7 +81,7 @@ class Batches:
 
     def __init__(
         self,
-        data: ImageSet,
+        data: ImageSet | PixelSet,
         *,
         batch_size: int,
         seed: int,
@@ -90,7 +90,7 @@ class Batches:
         shuffle: bool = True,
         augmentation: Augmentation | None = None,
         cutmix: float = 0.0,
-        extra: ImageSet | None = None,
+        extra: ImageSet | PixelSet | None = None,
         extra_share: float = 0.0,
         drop_last: bool = False,
         channels_last: bool = False,
@@ -154,7 +154,7 @@ class Batches:
         if self.augmentation is not None:
             images = self.augmentation.apply(images, plan.numbers[here, CUTMIX_NUMBERS:])
         if self.cutmix:
-            others = unit_pixels(self._crops[plan.partner[here], :, self.padding, self.padding])
+            others = _in_unit(self._crops[plan.partner[here], :, self.padding, self.padding])
             images = augment.cutmix(images, others, plan.numbers[here], probability=self.cutmix)
         return Batch(images, self.data.labels[index], index, offset, total)
 
@@ -162,7 +162,7 @@ class Batches:
         crops = self._crops[index, :, down, right]
         if self.flip:
             crops = torch.where(flip[:, None, None, None], crops.flip(3), crops)
-        return unit_pixels(crops.contiguous(memory_format=self._format))
+        return _in_unit(crops.contiguous(memory_format=self._format))
 
     def _plan(self, epoch: int) -> _Plan:
         """The epoch's plan: drawn on the CPU, so that every device gets the same, and moved once."""
@@ -190,7 +190,16 @@ class Batches:
         return mixed[torch.randperm(n, generator=generator)]
 
 
-def _joined(data: ImageSet, extra: ImageSet) -> ImageSet:
+def _in_unit(images: Tensor) -> Images:
+    return images if images.is_floating_point() else unit_pixels(images)
+
+
+def _joined(data: ImageSet | PixelSet, extra: ImageSet | PixelSet) -> ImageSet | PixelSet:
+    if type(extra) is not type(data) or extra.images.dtype != data.images.dtype:
+        raise ValueError(
+            f"extra images must be stored as the training images, {data.images.dtype} in an {type(data).__name__}; "
+            f"got {extra.images.dtype} in an {type(extra).__name__}"
+        )
     if extra.images.shape[1:] != data.images.shape[1:] or extra.num_classes != data.num_classes:
         raise ValueError(
             f"extra images must be as the training images, {tuple(data.images.shape[1:])} of {data.num_classes} "
@@ -198,11 +207,11 @@ def _joined(data: ImageSet, extra: ImageSet) -> ImageSet:
         )
     extra = extra.to(data.images.device)
     images, labels = torch.cat([data.images, extra.images]), torch.cat([data.labels, extra.labels])
-    return ImageSet(images, labels, data.classes)
+    return replace(data, images=images, labels=labels)
 
 
-def batches_in_order(data: ImageSet, batch_size: int) -> Iterator[tuple[Images, Labels]]:
-    """Go once through `data` as it lies, `batch_size` float32 images in [0, 1] and their labels at a time."""
+def batches_in_order(data: ImageSet | PixelSet, batch_size: int) -> Iterator[tuple[Images, Labels]]:
+    """Go once through `data` as it lies, `batch_size` images in [0, 1] and their labels at a time."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     for begin in range(0, len(data), batch_size):

@@ -114,6 +114,32 @@ class ImageSet:
 
 
 @dataclass(frozen=True, eq=False)
+class PixelSet:
+    """Images in memory as floating-point pixels, of any number of channels, such as those of an ART pipeline.
+
+    Attributes:
+        images: (n, channels, height, width) in [0, 1].
+        labels: int64 (n,), in 0 … classes − 1, on the same device.
+        num_classes: number of classes, whether or not all of them occur.
+    """
+
+    images: Images
+    labels: Labels
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> "PixelSet":
+        """The same images on `device`."""
+        return PixelSet(self.images.to(device), self.labels.to(device), self.num_classes)
+
+    def pixels(self, indices: slice) -> Images:
+        """The images at `indices`."""
+        return self.images[indices]
+
+
+@dataclass(frozen=True, eq=False)
 class Splits:
     """A data set, decoded and split.
 

@@ -3,7 +3,6 @@
 This is the only place that reads `Settings`; everything below takes plain arguments.
 """
 
-import copy
 import dataclasses
 import functools
 import logging
@@ -23,7 +22,7 @@ from iad_ext import attacks, checkpoint, compiling, files, precision, processes,
 from iad_ext import settings as settings_
 from iad_ext.assets import Assets, UsageError
 from iad_ext.augment import AUGMENTATIONS
-from iad_ext.averaging import WeightAverage, reestimate_batchnorm
+from iad_ext.averaging import WeightAverage
 from iad_ext.backbones import create_network, load_network, save_network, saved_metadata
 from iad_ext.batches import Batches, batches_in_order, share
 from iad_ext.checkpoint import Checkpoint, CheckpointError
@@ -473,12 +472,10 @@ class Run:
         asked = self.settings.average
         if asked.name == "none" or engine.average is None:
             return engine.student
-        network = copy.deepcopy(engine.average.network)
-        if asked.batchnorm == "reestimate":
-            train = self.assets.splits.train.to(self.world.device)
-            size = self.settings.train.batch_size
-            reestimate_batchnorm(network, (images for images, _ in batches_in_order(train, size)))
-        return network
+        if asked.batchnorm == "average":
+            return engine.average.measurable(None)
+        train, size = self.assets.splits.train.to(self.world.device), self.settings.train.batch_size
+        return engine.average.measurable(images for images, _ in batches_in_order(train, size))
 
     def _attack(self, student: nn.Module, decided: Precision) -> Any:
         if not self.plan.passes() & ADVERSARIAL_PASSES:

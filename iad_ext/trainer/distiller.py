@@ -8,9 +8,9 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -21,11 +21,13 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iad_ext import attacks, compiling, objectives, precision
+from iad_ext import attacks, batchnorm, compiling, objectives, precision
+from iad_ext.averaging import become
 from iad_ext.backbones import load_network
 from iad_ext.batches import share
-from iad_ext.checks import check_mapping, check_name
+from iad_ext.checks import check_mapping, check_name, check_number
 from iad_ext.compiling import Compilation
+from iad_ext.data import PixelSet
 from iad_ext.evaluation import accuracy_under
 from iad_ext.loop import OBSERVED, Diagnostics, Engine, Source, accelerator_for
 from iad_ext.modes import frozen, mode
@@ -36,11 +38,12 @@ from iad_ext.processes import World, from_main, state_aside
 from iad_ext.provenance import accelerate_precision, digest
 from iad_ext.randomness import stream_seed
 from iad_ext.reliability import predicts
-from iad_ext.step import Attack
+from iad_ext.step import Attack, BnOrder
+from iad_ext.trainer.averages import Average, Averaging, Statistics
 from iad_ext.trainer.foreign_attacks import FromART, check_attack, on_student
 from iad_ext.trainer.keeping import Keeper
 from iad_ext.trainer.pixels import ClipRange, PixelModule, checked_logits, type_of
-from iad_ext.trainer.sources import ArrayBatches, GeneratorBatches, integer_labels
+from iad_ext.trainer.sources import CROP, ArrayBatches, GeneratorBatches, integer_labels
 from iad_ext.types import Images, Labels
 
 logger = logging.getLogger(__name__)
@@ -80,14 +83,29 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         compile: how the attack runs: `off` (eager), `step` (one compiled step), `graphs` (a CUDA graph), or `auto` to
             take graphs where a trial on a GPU finds them faster. What fails is left out with a warning; ART's and
             torchattacks' own attacks run eagerly.
+        average: average the student's weights: `ema` follows every step, `swa` is the mean over the ends of epochs.
+            The average is then what is validated and what the classifier holds after a fit; `raw_weights` has the
+            student's own. A fit that fails leaves the student's own in the classifier.
+        average_decay: share of the `ema` that stays at each step, in [0, 1].
+        average_start: first epoch that is averaged, ≥ 0; before, the average is the student itself.
+        average_batchnorm: BatchNorm's statistics of the average: means over the images that `fit` was given
+            (`reestimate`), or averaged as the weights are (`average`), which a generator's images need.
+        awp: γ of adversarial weight perturbation (Wu et al. 2020: 0.005), ≥ 0; 0 for none. Adds the student's passes
+            once more, not the attack's and not the teachers'.
+        awp_start: first epoch with it, ≥ 0.
+        bn_order: which of the student's passes BatchNorm's running statistics see: those that the loss reads (`lean`),
+            or those of the released step, in its order (`faithful`).
 
     Attributes:
         history: figures of every epoch of the last fit, under the names of a run folder's `metrics.jsonl`.
+        raw_weights: the student's own weights at the end of the last fit, on the CPU, for the module's
+            `load_state_dict`; None unless an average was asked for.
 
     Raises:
-        TypeError: `objective` or a teacher is of a wrong type.
+        TypeError: `objective`, a teacher or a name is of a wrong type.
         ValueError: `classifier` is no PyTorchClassifier, `attack` is no attack, a teacher is missing, is the student
-            itself, has other classes or returns probabilities, or the clip values are missing.
+            itself, has other classes or returns probabilities, the clip values are missing, or a name or a number is
+            none that is known.
         NotImplementedError: the attack is targeted.
     """
 
@@ -106,6 +124,13 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         precision: str = "auto",
         diagnostics: Literal["full", "half", "off"] = "half",
         compile: str = "auto",  # noqa: A002 (the setting's name everywhere)
+        average: Average = "none",
+        average_decay: float = 0.995,
+        average_start: int = 0,
+        average_batchnorm: Statistics = "reestimate",
+        awp: float = 0.0,
+        awp_start: int = 0,
+        bn_order: BnOrder = "lean",
     ) -> None:
         if not isinstance(classifier, PyTorchClassifier):
             raise ValueError(f"classifier must be an ART PyTorchClassifier, got {type(classifier).__name__}")
@@ -122,14 +147,29 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         check_name("compile", compile)
         compiling.check(compile)
         self._compile = compile
+        self._averaging = Averaging(
+            average=average,
+            average_decay=average_decay,
+            average_start=_whole_number("average_start", average_start, at_least=0),
+            average_batchnorm=average_batchnorm,
+        )
+        check_number("awp", awp, at_least=0)
+        self._awp, self._awp_start = awp, _whole_number("awp_start", awp_start, at_least=0)
+        check_name("bn_order", bn_order)
+        if bn_order not in get_args(BnOrder):
+            raise ValueError(unknown("bn_order", bn_order, get_args(BnOrder)))
+        self._bn_order: BnOrder = bn_order
         self._objective = objective
         self._objective_settings = {} if objective_settings is None else objective_settings
         check_mapping("objective_settings", self._objective_settings, "{'beta': 0.1}")
         given = {"teacher": teacher, "natural_teacher": natural_teacher}
-        self._require_teachers(self._built(nb_epochs=100), nb_epochs=100, given=given)
+        built = self._built(nb_epochs=100)
+        self._require_teachers(built, nb_epochs=100, given=given)
+        self._averaging.check(built)
         self._teachers = {role: self._as_network(role, net) for role, net in given.items() if net is not None}
         self._fits = 0
         self.history: list[dict[str, Any]] = []
+        self.raw_weights: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------------------------------ ART's interface
 
@@ -142,6 +182,12 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         nb_epochs: int = 20,
         scheduler: Any = None,
         *,
+        extra_data: Data | None = None,
+        extra_share: float = 0.0,
+        padding: int = 0,
+        flip: bool = False,
+        augment: str = CROP,
+        cutmix: float = 0.0,
         checkpoint_folder: str | PathLike[str] | None = None,
         checkpoint_every: int | None = None,
         **kwargs: Any,
@@ -154,8 +200,17 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             validation_data: images and labels whose natural and PGD-10 accuracy `history` gets after every epoch.
             batch_size: images in an update, over all processes.
             nb_epochs: number of epochs.
-            scheduler: anything with a `step()`, called once an epoch. One that watches a metric gets the training
-                loss, or the PGD-10 accuracy in validation where its mode is `max`.
+            scheduler: anything with a `step()`, called once an epoch, such as `iad_ext.rates.scheduler` makes. One that
+                watches a metric gets the training loss, or the PGD-10 accuracy in validation where its mode is `max`.
+            extra_data: more images and labels to train on, such as generated ones, of the same form as `x` and `y`.
+            extra_share: share of an epoch's images that are theirs, in [0, 1]; an epoch stays as long as `x`, and takes
+                each of them once before any twice. Generated CIFAR images take 0.7 to 0.8.
+            padding: random crop after padding by this many pixels on each side with the range's lower end; 0 for none.
+            flip: mirror half of the images.
+            augment: `crop`, or in place of the random crop `cropshift`, or `idbh_weak`, which is CropShift with colours
+                and erasing. All of it is drawn by (seed, epoch) and done on the device, before the attack.
+            cutmix: share of the images that get a rectangle of another, of at most half their area, in [0, 1]; labels
+                stay.
             checkpoint_folder: keep the fit there after every epoch. The same program, run again after it was killed,
                 goes on from the newest whole checkpoint and ends with the bits of a fit that was not; give model,
                 optimizer, scheduler, data and arguments as the first time. A fit that is done is only read back.
@@ -163,20 +218,40 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             kwargs: none are known; every one is a TypeError.
 
         Raises:
-            TypeError: an unknown argument.
-            ValueError: images or labels that cannot be trained on, no optimizer, a scheduler that cannot be stepped,
-                a folder that holds another fit.
+            TypeError: an unknown argument, or one of a wrong type.
+            ValueError: images or labels that cannot be trained on, a number out of range, no optimizer, a scheduler
+                that cannot be stepped, a folder that holds another fit.
             CheckpointError: the folder cannot be written, or another process is fitting in it.
             TrainingStopped: a loss was not finite.
         """
         refuse_unknown("argument of fit", kwargs, _arguments(self.fit))
         batch_size = _whole_number("batch_size", batch_size, at_least=1)
         images, labels = self._checked(x, y, "x", "y")
+        extra = self._checked_pair("extra_data", "extra", extra_data)
+        mixed: dict[str, Any] = {
+            "padding": _whole_number("padding", padding, at_least=0),
+            "flip": flip,
+            "augment": augment,
+            "cutmix": cutmix,
+            "extra_share": extra_share,
+        }
         source = ArrayBatches(
-            images, labels, batch_size=batch_size, seed=self._fit_seed(), device=self._device
+            PixelSet(images, labels, self._classes),
+            batch_size=batch_size,
+            seed=self._fit_seed(),
+            device=self._device,
+            extra=None if extra is None else PixelSet(*extra, self._classes),
+            **mixed,
         )
+        more = {} if extra is None else {"extra_images": extra[0], "extra_labels": extra[1]}
         keeping = _Keeping.asked(
-            checkpoint_folder, checkpoint_every, images=images, labels=labels, batch_size=batch_size
+            checkpoint_folder,
+            checkpoint_every,
+            images=images,
+            labels=labels,
+            batch_size=batch_size,
+            **more,
+            **mixed,
         )
         self._train(source, len(labels), nb_epochs, scheduler, validation_data, keeping)
 
@@ -195,7 +270,8 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
 
         An epoch is `ceil(generator.size / generator.batch_size)` batches. On several processes the main one's
         batches are shared out, so that each image is used once. A fit that goes on draws the batches before its
-        place again and passes over them: give a generator that begins as it did.
+        place again and passes over them: give a generator that begins as it did. Augmenting images and mixing in more
+        of them is the generator's own affair.
         """
         refuse_unknown("argument of fit_generator", kwargs, _arguments(self.fit_generator))
         if not isinstance(generator, DataGenerator):
@@ -221,7 +297,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
 
     def _train(
         self,
-        source: Source,
+        source: ArrayBatches | GeneratorBatches,
         images: int,
         nb_epochs: int,
         scheduler: Any,
@@ -236,7 +312,11 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         objective = self._built(nb_epochs)
         self._require_teachers(objective, nb_epochs, given=self._teachers)
         _warn_of_warmup(objective, nb_epochs)
+        self._warn_of_starts(nb_epochs)
         student, seed = PixelModule.of(self._classifier), self._fit_seed()
+        self._averaging.check_images(student, source)
+        if self._bn_order == "faithful":
+            batchnorm.tracking(student)  # refuses layers that the order cannot be told for
         with ExitStack() as stack:
             world = stack.enter_context(state_aside(self._device))
             stack.enter_context(_random_state_aside(seed, self._device))
@@ -258,6 +338,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             stack.enter_context(_memory_format(networks, optimizer, channels_last=decided.channels_last))
             stack.callback(optimizer.zero_grad, set_to_none=True)
             stack.callback(self._classifier._model.eval)  # as ART's trainers do, here also where one fails
+            average = self._averaging.begin(student)
             compilation = Compilation("off", "nothing is attacked")
             if attack is not None:
                 compilation = self._compilation(attack, source, accelerator.autocast, world, keeper)
@@ -273,8 +354,14 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
                 teacher=self._teachers.get("teacher"),
                 natural_teacher=self._teachers.get("natural_teacher"),
                 diagnostics=self._diagnostics,
+                bn_order=self._bn_order,
+                average=average,
+                awp=self._awp,
+                awp_start=self._awp_start,
             )
-            first_epoch, first_step, self.history = 0, 0, []
+            if average is not None:
+                become(average.network, student)  # every process has the main one's weights by now
+            first_epoch, first_step, self.history, self.raw_weights = 0, 0, [], None
             if keeper is not None:
                 keeper.precision, keeper.compilation = decided, compilation
                 first_epoch, first_step = keeper.restore(engine, step_scheduler)
@@ -287,12 +374,15 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
                     after_step=keeper.after_step(engine, epoch) if keeper else None,
                 )
                 if validation is not None:
-                    record |= self._validate(student, *validation, engine)
+                    record |= self._validate(self._averaging.measured(engine, source), *validation, engine)
                 step_scheduler(epoch, record)
                 self.history.append(record)
                 if keeper:
                     keeper.save(engine, epoch + 1, 0)
                 logger.info("%s", _sentence(record, nb_epochs))
+            if average is not None:
+                self.raw_weights = _kept(self._classifier.model)
+                become(student, self._averaging.measured(engine, source))
             self._fits += 1
 
     def _what_decides(
@@ -316,6 +406,10 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             "scheduler": [type(scheduler).__name__, getattr(scheduler, "last_epoch", None)],
             "precision": self._precision,
             "compile": self._compile,
+            **asdict(self._averaging),
+            "awp": self._awp,
+            "awp_start": self._awp_start,
+            "bn_order": self._bn_order,
             "teachers": {role: digest(net.state_dict()) for role, net in self._teachers.items()},
             "validation": None if validation is None else digest(dict(zip("xy", validation, strict=True))),
         }
@@ -404,7 +498,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         )
 
     def _validate(
-        self, student: "PixelModule", images: Images, labels: Labels, engine: Engine
+        self, student: nn.Module, images: Images, labels: Labels, engine: Engine
     ) -> dict[str, float]:
         """Natural and PGD-10 accuracy in percent; each process measures its share of the images."""
         first, end = share(len(labels), engine.accelerator.process_index, engine.accelerator.num_processes)
@@ -445,6 +539,20 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         if self._objective in objectives.ROWS and objectives.takes(self._objective, "ramp_epochs", settings):
             settings.setdefault("ramp_epochs", nb_epochs)
         return objectives.build(self._objective, **settings)
+
+    def _warn_of_starts(self, nb_epochs: int) -> None:
+        averaged, start = self._averaging.average, self._averaging.average_start
+        for what, asked, begins in (
+            (f"the {averaged} of weights", averaged != "none", start),
+            ("weight perturbation", self._awp > 0, self._awp_start),
+        ):
+            if asked and begins >= nb_epochs:
+                logger.warning(
+                    "%s begins at epoch %d, counted from 0: this fit of %d epochs is without it",
+                    what,
+                    begins,
+                    nb_epochs,
+                )
 
     def _require_teachers(self, objective: Objective, nb_epochs: int, *, given: Mapping[str, object]) -> None:
         needed = objective.passes(nb_epochs)
@@ -510,12 +618,15 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         return ClipRange.of(self._classifier).checked_pixels(pixels, x_name), labels
 
     def _checked_validation(self, data: Any) -> tuple[Images, Labels] | None:
+        pair = self._checked_pair("validation_data", "validation", data)
+        return None if pair is None else (pair[0].to(self._device), pair[1].to(self._device))
+
+    def _checked_pair(self, argument: str, name: str, data: Any) -> tuple[Images, Labels] | None:
         if data is None:
             return None
         if not isinstance(data, tuple | list) or len(data) != 2:
-            raise ValueError("validation_data is a pair (images, labels)")
-        images, labels = self._checked(data[0], data[1], "validation x", "validation y")
-        return images.to(self._device), labels.to(self._device)
+            raise ValueError(f"{argument} is a pair (images, labels)")
+        return self._checked(data[0], data[1], f"{name} x", f"{name} y")
 
 
 # ---------------------------------------------------------------------------------------------- what is put back
@@ -631,6 +742,16 @@ def _known_precision(name: str, student: PixelModule) -> str:
 
 def _arguments(method: Any) -> list[str]:
     return [name for name, p in inspect.signature(method).parameters.items() if p.kind is not p.VAR_KEYWORD]
+
+
+def _kept(module: nn.Module) -> dict[str, Any]:
+    """A copy of a module's state on the CPU."""
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        if isinstance(value, Tensor)
+        else value  # extra state of a layer, whatever that is
+        for name, value in module.state_dict().items()
+    }
 
 
 def _whole_number(name: str, value: Any, *, at_least: int) -> int:

@@ -1,7 +1,7 @@
 """Batches from arrays in memory and from ART's data generators, checked and in pixel space."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from art.data_generators import DataGenerator
 from numpy.typing import NDArray
-from torch import Tensor
 
-from iad_ext.batches import share
+from iad_ext.augment import AUGMENTATIONS
+from iad_ext.batches import Batches, batches_in_order, share
+from iad_ext.checks import check_flag, check_name
+from iad_ext.data import PixelSet
+from iad_ext.names import unknown
 from iad_ext.processes import from_main
-from iad_ext.randomness import stream
 from iad_ext.types import Images, Labels
+
+CROP = "crop"  # the augmentation that needs no other: a random crop after padding, none without
 
 
 @dataclass(frozen=True)
@@ -34,27 +38,78 @@ class Part:
 
 
 class ArrayBatches:
-    """Images in memory, in an order that is a function of (seed, epoch)."""
+    """Images in memory as `iad_ext.batches.Batches`, given on the device to train on.
+
+    Args:
+        data: the images, on the CPU.
+        batch_size: images in a global batch, ≥ 1.
+        seed: of order and augmentation, with the epoch.
+        device: to train on.
+        padding: as for `Batches`, like the ones below.
+        flip: mirror half of the images.
+        augment: `crop`, or the name of an augmentation in place of the random crop.
+        cutmix: share of the images that get a rectangle of another.
+        extra: more images, of which `extra_share` says how many an epoch takes.
+        extra_share: share of an epoch's images that are theirs.
+
+    Raises:
+        ValueError: a name is unknown, a number out of range, or two of them contradict each other.
+    """
 
     def __init__(
-        self, images: Images, labels: Labels, *, batch_size: int, seed: int, device: torch.device
+        self,
+        data: PixelSet,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        padding: int = 0,
+        flip: bool = False,
+        augment: str = CROP,
+        cutmix: float = 0.0,
+        extra: PixelSet | None = None,
+        extra_share: float = 0.0,
     ) -> None:
+        check_flag("flip", flip)
+        check_name("augment", augment)
+        if augment not in (CROP, *AUGMENTATIONS):
+            raise ValueError(unknown("augmentation", augment, (CROP, *AUGMENTATIONS)))
+        if padding and augment != CROP:
+            raise ValueError(f"augment={augment!r} is in place of the random crop; leave padding=0")
+        if (extra is None) != (extra_share == 0):
+            raise ValueError(
+                "extra_data are the images and extra_share says how many are theirs: give both, or neither"
+            )
         # on the device once, unless they would crowd out the training
-        stay = device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 4
-        self._images, self._labels = (images, labels) if stay else (images.to(device), labels.to(device))
-        self._batch_size, self._seed, self._device = batch_size, seed, device
-        self._ordered: tuple[int, Tensor] = (-1, torch.empty(0))
+        needed = data.images.nbytes + (extra.images.nbytes if extra is not None else 0)
+        needed *= 2 if padding or extra is not None else 1  # a padded copy, or both sets as one
+        stay = device.type == "cuda" and needed > torch.cuda.mem_get_info(device)[0] / 4
+        home = data.images.device if stay else device
+        self._own, self._device, self._batch_size = data.to(home), device, batch_size
+        self._batches = Batches(
+            self._own,
+            batch_size=batch_size,
+            seed=seed,
+            padding=padding,
+            flip=flip,
+            augmentation=AUGMENTATIONS.get(augment),
+            cutmix=cutmix,
+            extra=extra,
+            extra_share=extra_share,
+        )
 
     def __len__(self) -> int:
-        return math.ceil(len(self._labels) / self._batch_size)
+        return len(self._batches)
 
     def batch(self, epoch: int, step: int, *, part: int = 0, parts: int = 1) -> Part:
         """Return a process's part of a step's batch."""
-        if self._ordered[0] != epoch:
-            order = torch.randperm(len(self._labels), generator=stream(self._seed, "order", epoch))
-            self._ordered = (epoch, order.to(self._labels.device))
-        index = self._ordered[1][step * self._batch_size : (step + 1) * self._batch_size]
-        return Part.of(self._images[index], self._labels[index], part, parts, self._device)
+        found = self._batches.batch(epoch, step, part=part, parts=parts)
+        return Part(found.images.to(self._device), found.labels.to(self._device), found.offset, found.total)
+
+    def in_order(self) -> Iterator[Images]:
+        """Go once through the training images as they were given, without extra ones or augmentation."""
+        for images, _ in batches_in_order(self._own, self._batch_size):
+            yield images.to(self._device)
 
 
 class GeneratorBatches:

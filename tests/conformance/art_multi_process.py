@@ -64,6 +64,12 @@ def fits(rank=0):
     # 27 = 10 + 10 + 7: parts of unequal size; validation of 5 images is shared out as 2 and 3
     arrays.fit(x, y, validation_data=(x[:5], y[:5]), batch_size=10, nb_epochs=2)
     done["arrays"] = arrays
+    beyond = {"average": "ema", "average_decay": 0.7, "awp": 0.02, "bn_order": "faithful"}
+    more = random.random((9, 1, 8, 8)), random.integers(0, 3, 9)
+    mixed = {"extra_data": more, "extra_share": 0.3, "augment": "idbh_weak", "flip": True, "cutmix": 0.5}
+    for name, norm in (("beyond", False), ("beyond with norm", True)):
+        done[name] = trainer(objective="ard", norm=norm, **beyond)
+        done[name].fit(x, y, validation_data=(x[:5], y[:5]), batch_size=10, nb_epochs=2, **mixed)
     generator = trainer(objective="trades")
     generator.fit_generator(Shuffled(x, y, rank), nb_epochs=2)
     done["generator"] = generator
@@ -86,6 +92,7 @@ def fits(rank=0):
                 for record in t.history
             ],
             "training": t.get_classifier().model.training,
+            "raw": t.raw_weights or {},
         }
         for name, t in done.items()
     }

@@ -1463,6 +1463,7 @@ def test_unknown_arguments_are_type_errors_with_a_suggestion(digits, teacher):
 
 def test_the_signatures_are_arts():
     fit = inspect.signature(IntrospectiveAdversarialDistiller.fit).parameters
+    ours = [name for name, parameter in fit.items() if parameter.kind is parameter.KEYWORD_ONLY]
     assert list(fit) == [
         "self",
         "x",
@@ -1471,12 +1472,10 @@ def test_the_signatures_are_arts():
         "batch_size",
         "nb_epochs",
         "scheduler",
-        "checkpoint_folder",
-        "checkpoint_every",
+        *ours,
         "kwargs",
     ]
-    ours = [name for name, parameter in fit.items() if parameter.kind is parameter.KEYWORD_ONLY]
-    assert ours == ["checkpoint_folder", "checkpoint_every"]
+    assert {"checkpoint_folder", "checkpoint_every", "extra_data", "augment"} < set(ours)
     assert (fit["batch_size"].default, fit["nb_epochs"].default) == (128, 20)
     generator = inspect.signature(IntrospectiveAdversarialDistiller.fit_generator).parameters
     assert list(generator)[:4] == ["self", "generator", "nb_epochs", "scheduler"]
@@ -1601,8 +1600,9 @@ def two_processes(tmp_path_factory):
 @pytest.mark.slow
 def test_two_processes_agree_with_each_other(two_processes):
     first, second = two_processes
-    for name in ("arrays", "generator", "foreign", "measured"):
+    for name in ("arrays", "generator", "foreign", "measured", "beyond", "beyond with norm"):
         assert equal(first[name]["weights"], second[name]["weights"])
+        assert equal(first[name]["raw"], second[name]["raw"])
         assert first[name]["history"] == second[name]["history"]
         assert not first[name]["training"]
         assert not second[name]["training"]
@@ -1615,7 +1615,7 @@ def test_two_processes_agree_with_each_other(two_processes):
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(two_processes):
     one, (first, _) = art_multi_process.fits(), two_processes
-    for name in ("arrays", "generator"):
+    for name in ("arrays", "generator", "beyond"):
         assert distance(first[name]["weights"], one[name]["weights"]) < 1e-9
         for together, alone in zip(first[name]["history"], one[name]["history"], strict=True):
             known = {key: value for key, value in alone.items() if value is not None}
