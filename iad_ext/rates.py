@@ -22,7 +22,7 @@ def cyclic(epoch: int, epochs: int) -> float:
 
 
 COURSES: dict[str, Callable[[int, int], float]] = {"cosine": cosine, "cyclic": cyclic}
-"""By name: (epoch, epochs) -> share of the rate at the start."""
+"""Courses by their names, each a function of an epoch and the number of epochs."""
 
 
 def rising(epoch: int, warmup: int) -> float:

@@ -71,6 +71,10 @@ NAMES: dict[str, dict[str, tuple[str, str]]] = {
         "torch.nn.parameter.Parameter": ("class", "generated/torch.nn.parameter.Parameter.html"),
         "torch.optim.Optimizer": ("class", "optim.html"),
         "torch.optim.SGD": ("class", "generated/torch.optim.SGD.html"),
+        "torch.optim.lr_scheduler.LambdaLR": (
+            "class",
+            "generated/torch.optim.lr_scheduler.LambdaLR.html",
+        ),
     },
     "timm": {
         "timm.create_model": ("function", "reference/models"),
