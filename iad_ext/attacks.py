@@ -11,7 +11,7 @@ images. They differ from the stock classes in four ways, and in nothing else:
   position in a run and not of global random state;
 * a training step never waits for the device: whoever calls has checked the images.
 
-For the same start, every one returns what its stock counterpart returns, to the last bit.
+For the same start, every one returns what its stock counterpart returns, to the last bit (`PGDL2` to rounding).
 """
 
 from collections.abc import Callable
@@ -218,6 +218,79 @@ class CWInf(PGD):
     def loss(self, logits: Logits, target: Labels) -> Tensor:
         """Minus the mean margin, ascended."""
         return -terms.margin(logits, target).mean()
+
+
+class PGDL2(_ModeKept, torchattacks.PGDL2):  # type: ignore[misc]
+    """L2 PGD on cross-entropy: steps along the gradient over its norm, for evaluation only.
+
+    Source: Madry et al. (2018); torchattacks' PGDL2, from the same start. That one takes the gradient of the batch's
+    mean loss, which shrinks it beside the constant that guards the norm; here the loss is summed, so that an image's
+    x̃ does not depend on the batch that it is in.
+
+    Args:
+        model: returns logits.
+        eps: L2 radius of an image's offset, pixels in [0, 1].
+        alpha: length of a step, same unit.
+        steps: number of gradient steps.
+        random_start: start in a random direction, at a distance that is uniform in [0, eps].
+        training: attack in train mode instead of eval mode.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        eps: float,
+        alpha: float,
+        steps: int = 20,
+        random_start: bool = True,
+        training: bool = False,
+    ) -> None:
+        check_number("eps, an L2 radius,", eps, above=0)
+        # an L2 radius has no upper end at 1, a step's length neither
+        _check_settings(model, eps=0, alpha=alpha, steps=steps, training=training, loss_scale=1.0)
+        check_flag("random_start", random_start)
+        super().__init__(model, eps=eps, alpha=alpha, steps=steps, random_start=random_start)
+        self._set_up(training=training, loss_scale=1.0)
+
+    def draw_noise(
+        self, shape: Shape, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor | None:
+        """A random direction, of a length that is uniform in [0, eps]."""
+        if not self.random_start:
+            return None
+        device = generator.device if generator is not None else self.device
+        direction = torch.randn(shape, dtype=dtype, device=device, generator=generator)
+        length = torch.rand((shape[0], 1, 1, 1), dtype=dtype, device=device, generator=generator)
+        noise: Tensor = direction * (length / _norms(direction) * self.eps)
+        return noise
+
+    def loss(self, logits: Logits, target: Labels) -> Tensor:
+        """The summed cross-entropy, ascended."""
+        return F.cross_entropy(logits, target, reduction="sum")
+
+    def take_step(self, adv: Images, images: Images, target: Tensor) -> tuple[Images, Images]:
+        """One step of length `alpha` along the gradient, back into the ball and [0, 1]."""
+        (gradient,) = torch.autograd.grad(self._climbed(adv, target), adv)
+        direction = gradient / (_norms(gradient) + self.eps_for_division)
+        delta = adv.detach() + self.alpha * direction - images
+        delta = delta * (self.eps / _norms(delta)).clamp(max=1)
+        moved: Tensor = images + delta
+        return moved.clamp(min=0, max=1).detach(), gradient
+
+    def forward(self, images: Images, labels: Labels, noise: Images | None = None) -> Images:
+        """Ascend `loss` from a start in the ball around `images`."""
+        return self._ascend(images, self._start(images, noise), labels)
+
+
+def _norms(images: Images) -> Tensor:
+    """L2 norms, (batch, 1, 1, 1)."""
+    norms: Tensor = images.flatten(1).norm(dim=1)
+    return norms.view(-1, 1, 1, 1)
 
 
 class TRADESPGD(_ModeKept, torchattacks.TPGD):  # type: ignore[misc]

@@ -16,6 +16,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from iad_ext.checkpoint import read_lines
 from iad_ext.diagnostics import HISTOGRAM, TRUST_EDGES
 from iad_ext.evaluation import images
 from iad_ext.names import unknown
-from iad_ext.units import parse_fraction
+from iad_ext.units import parse_fraction, show_fraction
 
 # Okabe & Ito's palette, and a marker each, so that a figure survives a black-and-white printer
 MEASURES = {
@@ -508,3 +509,109 @@ def epsilon_curve(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         figure = Figure(figsize=(5, 3.4), layout="constrained")
         _by_radius(figure.subplots(), curves)
         figure.savefig(path, dpi=200)
+
+
+# ---------------------------------------------------------------------------------------------- beyond one threat
+
+FEWEST = 10  # images in a bin that is drawn: the share of fewer says little
+
+
+def transfer_matrix(result: Mapping[str, Any], path: Path) -> None:
+    """Draw the accuracy of each network under the attacks made on every other; its own attack has a frame.
+
+    Args:
+        result: what `iad_ext.evaluation.evaluate_threats` returned.
+        path: where to write; the suffix says the format.
+
+    Raises:
+        ValueError: the transfer was not measured.
+    """
+    if "transfer" not in result:
+        raise ValueError("result: the transfer was not measured; ask evaluate_threats for it in parts")
+    names, found = list(result["networks"]), result["transfer"]
+    values = np.array([[found["accuracy"][source][target] for target in names] for source in names])
+    with mpl.rc_context(STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
+        side = 1.6 + 0.52 * len(names)
+        figure = Figure(figsize=(side + 1.6, side + 0.4), layout="constrained")
+        axes = figure.subplots()
+        # cividis is even in lightness and the same to people who see fewer colours
+        drawn = axes.imshow(values, cmap="cividis", vmin=0, vmax=max(float(values.max()), 1.0))
+        for row, column in np.ndindex(values.shape):
+            light = values[row, column] > 0.6 * values.max()
+            axes.text(
+                column,
+                row,
+                f"{values[row, column]:.1f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="#000000" if light else "#FFFFFF",
+            )
+            if row == column:
+                axes.add_patch(
+                    Rectangle(
+                        (column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor=VERMILION, lw=1.6
+                    )
+                )
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(length=0)
+        axes.set_xlabel("accuracy of")
+        axes.set_ylabel("PGD-20 images made on")
+        axes.set_title(f"ε = {show_fraction(found['protocol']['eps'])}, n = {found['n']}")
+        figure.colorbar(drawn, ax=axes, shrink=0.8, label="accuracy, %").outline.set_visible(False)
+        figure.savefig(path, dpi=200, **_undated(path.suffix))
+
+
+def reliability_diagrams(result: Mapping[str, Any], path: Path) -> None:
+    """Draw how often forecasts came true against what they said: a line a network, the diagonal where they are right.
+
+    Args:
+        result: what `iad_ext.evaluation.evaluate_threats` returned.
+        path: where to write; the suffix says the format.
+
+    Raises:
+        ValueError: calibration was not measured.
+    """
+    if "calibration" not in result:
+        raise ValueError("result: calibration was not measured; ask evaluate_threats for it in parts")
+    found = {name: result["calibration"][name] for name in result["networks"]}
+    panels = {
+        "student_nat": ("itself, on x", "confidence", "accuracy"),
+        "student_adv": ("itself, on x̃", "confidence", "accuracy"),
+        "teacher_adv": ("its teacher, on x̃", "confidence", "accuracy"),
+        "trust": ("trust in its teacher", "P(y | x̃) of the teacher", "teacher right on x̃"),
+    }
+    shown = [key for key in panels if any(key in of for of in found.values())]
+    with mpl.rc_context(STYLE):
+        rows = (len(shown) + 1) // 2
+        figure = Figure(figsize=(6.2, 2.9 * rows + 0.22 * len(found)), layout="constrained")
+        grid = np.atleast_1d(figure.subplots(rows, 2)).ravel()
+        for axes, key in zip(grid, shown, strict=True):
+            title, forecast, share = panels[key]
+            axes.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle=(0, (1, 2)))
+            for index, (name, of) in enumerate(found.items()):
+                if key not in of:
+                    continue
+                # the trust at β = 1 comes first
+                bins = (of[key][0] if key == "trust" else of[key])["bins"]
+                colour, marker, line = MARKS[index % len(MARKS)]
+                points = [(each[3], each[4]) for each in bins if each[2] >= FEWEST]
+                axes.plot(
+                    [point[0] for point in points],
+                    [point[1] for point in points],
+                    line,
+                    color=colour,
+                    marker=marker,
+                    # as many networks as marks, then once more with open ones
+                    markerfacecolor=colour if index < len(MARKS) else "none",
+                    label=name,
+                )
+            axes.set_title(title)
+            axes.set_xlim(0, 1)
+            axes.set_ylim(0, 1)
+            axes.set_xlabel(forecast)
+            axes.set_ylabel(share)
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=2.8)
+        figure.savefig(path, dpi=200, **_undated(path.suffix))

@@ -199,3 +199,29 @@ def non_finite(attack: str, images: int) -> Iterator[Flag]:
             detail=f"the logits are NaN or infinite on {images} adversarial images of {attack}: {verdict}, "
             "and the gradient there told the attack nothing. Look for overflow, log(0) or division by zero",
         )
+
+
+def from_transfer(right: Mapping[str, Mapping[str, Flags]]) -> Iterator[Flag]:
+    """Flag networks that fall to an attack made on another one more often than to the same attack made on them.
+
+    An attack that sees the network's own gradients should do more harm than one that was handed over; where it does
+    not, those gradients are to be doubted (Athalye, Carlini & Wagner 2018, section 3.1).
+
+    Args:
+        right: by the network attacked and the network asked, (N,), right on the adversarial image.
+    """
+    for source, answers in right.items():
+        for target, standing in answers.items():
+            if target == source or target not in right:
+                continue
+            own = right[target][target]
+            fewer = int(own.sum()) - int(standing.sum())
+            if fewer > _whisker(len(own)):
+                yield Flag(
+                    flag="transfer_beats_white_box",
+                    attack="pgd20",
+                    images=fewer,
+                    detail=f"{target} is right on {int(own.sum())} of {len(own)} images under the attack made on it, "
+                    f"and on {int(standing.sum())} under the one made on {source}: its own gradients may be masked. "
+                    "Measure it with AutoAttack",
+                )

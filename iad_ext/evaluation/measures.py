@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from iad_ext.attacks import EPS, PGD, CWInf
+from iad_ext.attacks import EPS, PGD, PGDL2, CWInf
 from iad_ext.checks import check_flag, check_whole
 from iad_ext.evaluation import curve as curves
 from iad_ext.evaluation import masking
@@ -26,7 +26,7 @@ from iad_ext.names import known_arguments, unknown
 from iad_ext.provenance import versions
 from iad_ext.randomness import stream
 from iad_ext.reliability import predicts
-from iad_ext.types import Flags
+from iad_ext.types import Flags, Images, Labels
 from iad_ext.units import show_fraction
 
 __all__ = ["ATTACKS", "GRADIENT_ATTACKS", "accuracy_under", "evaluate", "format_table", "interval"]
@@ -47,13 +47,13 @@ class GradientAttack:
         random_start: begin at a uniformly random point of the ball.
     """
 
-    kind: type[PGD]
+    kind: type[PGD] | type[PGDL2]
     loss: str
     steps: int
     step: float
     random_start: bool = True
 
-    def build(self, subject: Subject, eps: float) -> PGD:
+    def build(self, subject: Subject, eps: float) -> PGD | PGDL2:
         """Build it on `subject`, in eval mode, for a radius of `eps`."""
         return self.kind(
             subject,
@@ -165,7 +165,7 @@ def evaluate(
             finite.
     """
     names = _checked_names(attacks)
-    _check_numbers(eps=eps, seed=seed, batch_size=batch_size)
+    check_numbers(eps=eps, seed=seed, batch_size=batch_size)
     check_flag("channels_last", channels_last)
     check_flag("fast", fast)
     check_whole("curve, a number of images,", curve, at_least=0)
@@ -219,7 +219,7 @@ def accuracy_under(
         raise ValueError(
             "attack: AutoAttack is not for every epoch; use evaluate(…, attacks=('aa',)), or 'pgd10' here"
         )
-    _check_numbers(eps=eps, seed=seed, batch_size=batch_size)
+    check_numbers(eps=eps, seed=seed, batch_size=batch_size)
     with under_evaluation(model) as subject:
         data = sample(images, labels, device=subject.device, dtype=subject.pixels)
         probe(subject, data.batch(slice(0, batch_size))[0], highest=int(data.labels.max()))
@@ -246,7 +246,7 @@ def _checked_names(attacks: Sequence[str]) -> list[str]:
     return names
 
 
-def _check_numbers(*, eps: float, seed: int, batch_size: int) -> None:
+def check_numbers(*, eps: float, seed: int, batch_size: int) -> None:
     if isinstance(eps, bool) or not isinstance(eps, int | float):
         raise TypeError(f"eps: expected a float, in pixels of [0, 1]; got {eps!r}; give for example 8 / 255")
     if not 0 < eps < 1:
@@ -271,9 +271,42 @@ def _passes(
     done: int = 0,
 ) -> Iterator[tuple[Flags, Flags]]:
     """Attack batch by batch after the first `done` images; yields which are then right, and have finite logits."""
+    attack = None if name == "natural" else GRADIENT_ATTACKS[name]
+    for images, labels in adversarial_batches(
+        subject, data, attack, name, eps=eps, seed=seed, batch_size=batch_size, offset=offset, done=done
+    ):
+        logits = subject(images)
+        yield predicts(logits, labels), logits.isfinite().all(dim=1)
+
+
+def adversarial_batches(
+    subject: Subject,
+    data: Sample,
+    settings: GradientAttack | None,
+    name: str,
+    *,
+    eps: float,
+    seed: int,
+    batch_size: int,
+    offset: int = 0,
+    done: int = 0,
+) -> Iterator[tuple[Images, Labels]]:
+    """Yield batch by batch, after the first `done` images, the adversarial images of `subject`, and the labels.
+
+    Args:
+        subject: the network, frozen, in eval mode.
+        data: the images.
+        settings: the attack's; None for the images as they are.
+        name: of the attack, which names its random starts.
+        eps: radius, in the attack's norm.
+        seed: of the random starts.
+        batch_size: images a pass.
+        offset: position of the first image in a larger set.
+        done: images that an earlier call has done.
+    """
     attack = starts = None
-    if name != "natural":
-        attack = GRADIENT_ATTACKS[name].build(subject, eps)
+    if settings is not None:
+        attack = settings.build(subject, eps)
         if attack.random_start:
             starts = starting_noise(attack, name, seed, tuple(data.images.shape[1:]))
     for first in range(done, len(data), batch_size):
@@ -281,11 +314,12 @@ def _passes(
         if attack is not None:
             noise = starts(offset + first, offset + first + len(images)) if starts is not None else None
             images = attack(images, labels, noise=noise)
-        logits = subject(images)
-        yield predicts(logits, labels), logits.isfinite().all(dim=1)
+        yield images, labels
 
 
-def starting_noise(attack: PGD, name: str, seed: int, shape: tuple[int, ...]) -> Callable[[int, int], Tensor]:
+def starting_noise(
+    attack: PGD | PGDL2, name: str, seed: int, shape: tuple[int, ...]
+) -> Callable[[int, int], Tensor]:
     """Return the function that gives the starting noise of the images at positions first … last − 1.
 
     Noise is drawn for whole blocks of images on the CPU: the same for every batch size, device and number of
@@ -393,7 +427,7 @@ class _Course:
             batch_size=self.batch_size,
             done=done.shape[1],
         )
-        with _Bar(name, len(self.data), self.progress, done=done.shape[1]) as bar:
+        with ProgressBar(name, len(self.data), self.progress, done=done.shape[1]) as bar:
             for right, finite in passes:
                 done = torch.cat([done, torch.stack([right, finite]).cpu()], dim=1)
                 kept.passes[name], kept.seconds[name] = done, before + time.perf_counter() - began
@@ -426,7 +460,7 @@ class _Course:
             passes = curves.standing(
                 self.subject, data, radius, starts, batch_size=self.batch_size, done=done.shape[1]
             )
-            with _Bar(name, len(data), self.progress, done=min(done.shape[1], len(data))) as bar:
+            with ProgressBar(name, len(data), self.progress, done=min(done.shape[1], len(data))) as bar:
                 for standing in passes:
                     done = torch.cat([done, standing.cpu().expand(2, -1)], dim=1)
                     kept.passes[name] = done
@@ -453,7 +487,7 @@ class _Course:
         while state.stage < len(runner.stages):
             queue, stage = len(runner.queue(state)), runner.stages[state.stage]
             done = min(state.batch * self.batch_size, queue)
-            with _Bar(f"aa {stage}", queue, self.progress, done=done) as bar:
+            with ProgressBar(f"aa {stage}", queue, self.progress, done=done) as bar:
                 for images in runner.run_stage(self.data, state):
                     self.kept.save(due_only=True)
                     bar.advance(images, percent(state.robust))
@@ -500,7 +534,7 @@ class _Course:
         }
 
 
-class _Bar:
+class ProgressBar:
     """A progress bar on stderr: images done, and the percentage that stands so far.
 
     Args:
@@ -521,7 +555,7 @@ class _Bar:
             dynamic_ncols=True,
         )
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,7 @@
 """The network under evaluation: how attacks see it, and how it is left exactly as it was."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 
@@ -77,6 +77,25 @@ def under_evaluation(model: nn.Module, *, channels_last: bool = False) -> Iterat
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         yield subject
+
+
+@contextmanager
+def all_under_evaluation(networks: Mapping[str, nn.Module]) -> Iterator[dict[str, Subject]]:
+    """Give several networks, by name, as `under_evaluation` gives one.
+
+    Raises:
+        TypeError: one is no `torch.nn.Module`.
+        ValueError: there is none, or they are on different devices.
+    """
+    if not networks:
+        raise ValueError("networks: expected at least one, as {name: network}; got none")
+    with ExitStack() as stack:
+        subjects = {name: stack.enter_context(under_evaluation(model)) for name, model in networks.items()}
+        places = {name: subject.device for name, subject in subjects.items()}
+        if len(set(places.values())) > 1:
+            shown = ", ".join(f"{name} on {device}" for name, device in places.items())
+            raise ValueError(f"networks: expected all on one device; got {shown}; move them with .to(device)")
+        yield subjects
 
 
 def fold_batchnorm(subject: Subject, images: Images) -> str:
