@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from iad_ext.data import Splits
+    from iad_ext.entrants import Entrant
 
 DONE, DEFECT, WRONG_INPUT, CANNOT_WRITE, STOPPED, TO_MEND = 0, 1, 2, 4, 5, 6
 # a line that begins with a space keeps its break in tyro's help
@@ -598,43 +599,15 @@ class Evaluate:
 
     def _prepared(self) -> "tuple[nn.Module, Splits, float, str]":
         """The network on its device, the images, and the radius."""
-        import torch
+        from iad_ext.backbones import load_network
 
-        from iad_ext.backbones import load_network, num_classes_of
-        from iad_ext.data import load_splits
-
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"--device {device}: {str(error).partition(chr(10))[0]}") from error
+        device = _device(self.device)
         network = load_network(self.model, **self.loading.arguments())
         asked, eps = (
             _of_run(Path(self.model)) if self.data.name is None and self.data.path is None else (None, None)
         )
-        data = self.data if asked is None else asked
-        name = data.name or (str(data.path) if data.path is not None else None)
-        if name is None:
-            raise ValueError(
-                f"{self.model} does not say which images it is for; give --data.name cifar10, or another, and "
-                "--data.path DIR where there is no network"
-            )
-        # only the test images are wanted; one training image tells what the classes are
-        images = load_splits(
-            name,
-            path=data.path,
-            revision=data.revision,
-            selection="test",
-            limit_train=1,
-            image_column=data.image_column,
-            label_column=data.label_column,
-        )
-        classes = num_classes_of(network)
-        if classes != images.num_classes:
-            raise ValueError(
-                f"{self.model} has {classes} classes, {name} has {images.num_classes}; evaluate it on the data that it "
-                "was trained for"
-            )
+        images, name = _test_images(self.data if asked is None else asked, self.model)
+        _require_classes(network, images, self.model)
         radius = parse_fraction(self.eps) if self.eps is not None else eps or _usual_eps(name)
         return network.to(device), images, radius, device
 
@@ -737,6 +710,53 @@ def _of_run(source: Path) -> tuple[Data | None, float | None]:
     return Data(**fields), settings.eval.eps
 
 
+def _device(asked: str | None) -> str:
+    """The device that was asked for, else a GPU where there is one; refused where torch cannot use it."""
+    import torch
+
+    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device}: {str(error).partition(chr(10))[0]}") from error
+    return device
+
+
+def _test_images(data: Data, model: str) -> "tuple[Splits, str]":
+    """The test images, and what their data set is called; `model` is whose they should be."""
+    from iad_ext.data import load_splits
+
+    name = data.name or (str(data.path) if data.path is not None else None)
+    if name is None:
+        raise ValueError(
+            f"{model} does not say which images it is for; give --data.name cifar10, or another, and "
+            "--data.path DIR where there is no network"
+        )
+    # only the test images are wanted; one training image tells what the classes are
+    images = load_splits(
+        name,
+        path=data.path,
+        revision=data.revision,
+        selection="test",
+        limit_train=1,
+        image_column=data.image_column,
+        label_column=data.label_column,
+    )
+    return images, name
+
+
+def _require_classes(network: "nn.Module", images: "Splits", model: str) -> None:
+    from iad_ext.backbones import num_classes_of
+
+    classes = num_classes_of(network)
+    if classes != images.num_classes:
+        name = images.provenance["name"]
+        raise ValueError(
+            f"{model} has {classes} classes, {name} has {images.num_classes}; evaluate it on the data that it "
+            "was trained for"
+        )
+
+
 def _usual_eps(name: str) -> float:
     from iad_ext.attacks import EPS
     from iad_ext.settings import OF_DATA
@@ -771,6 +791,229 @@ def _show(measured: Mapping[str, Any]) -> None:
         print(_wrapped(f"{flag['flag']}{about}: {flag['detail']}.", first="! ", rest="  "))
     if not measured["flags"] and measured["robust"].keys() - {"natural"}:
         print(_wrapped("No sign of masked gradients, which is no proof that there is none."))
+
+
+# ------------------------------------------------------------------------------------------- threats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threats:
+    """Measure networks beyond one threat: each other's attacks, other norms and radii, corruptions, calibration.
+
+    All on the same images. PGD-20 images are made once on each network, and every network is asked what they show.
+    Corruptions are our own implementations of published definitions, no CIFAR-10-C.
+    """
+
+    models: Annotated[Positional[tuple[str, ...]], _option(metavar="MODEL…")]
+    """As for evaluate: run folders, folders in timm's layout, checkpoint files, timm names, hf-hub:OWNER/NAME."""
+    data: Data = field(default_factory=Data)
+    of: Annotated[str, arg(metavar="best|last")] = "best"
+    """Which network of a run folder."""
+    names: Annotated[str | None, _option(metavar="LIST")] = None
+    """Comma-separated: what the networks are called, in order; made of the folders' names when not given."""
+    with_teachers: bool = False
+    """Measure the teachers of run folders like the others; without it they only answer to their students' attacks."""
+    teacher: Annotated[str | None, _option(metavar="MODEL")] = None
+    """The teacher of all networks, in place of those that the run folders name."""
+    parts: Annotated[str, arg(metavar="LIST")] = "transfer,calibration,unseen,corruptions"
+    """Comma-separated: what to measure."""
+    corruptions: Annotated[str | None, _option(metavar="LIST")] = None
+    """Comma-separated, such as gaussian_noise,contrast; all of them when not given."""
+    eps: Annotated[str | None, _option(metavar="PIXELS")] = None
+    """L∞ radius of the transferred attack; the runs' own when not given, else 8/255 (0.1 for digits)."""
+    linf_eps: Annotated[str | None, _option(metavar="PIXELS")] = None
+    """Unseen L∞ radius; twice --eps when not given."""
+    l2_eps: Annotated[str, arg(metavar="PIXELS")] = "128/255"
+    """Unseen L2 radius."""
+    limit: Annotated[int | None, _option(metavar="N")] = None
+    """Measure on the first so many test images; all of them when not given."""
+    batch_size: Annotated[int, arg(metavar="N")] = 250
+    """Images at a time."""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """Seed of random starts, noise and bootstrap."""
+    device: Annotated[str | None, _option(metavar="NAME")] = None
+    """cpu, cuda, cuda:1 …; a GPU where there is one when not given."""
+    out: Annotated[Path | None, _option(metavar="DIR")] = None
+    """Write threats.json with provenance, threats.md, figures as SVG and PNG, and each image's verdicts, here."""
+    loading: OmitArgPrefixes[Loading] = field(default_factory=Loading)
+
+    def run(self) -> int:
+        """Load, measure, print, write."""
+        with _input():
+            settings = self._settings()
+            entrants, teachers, missing = self._loaded()
+            images, eps = self._images(entrants)
+            for each in (*entrants, *teachers[0]):
+                _require_classes(each.network, images, each.source)
+        if self.out is not None:
+            with _writing(self.out):
+                self.out.mkdir(parents=True, exist_ok=True)
+        measured = [*entrants, *(teachers[0] if self.with_teachers else [])]
+        self._announce(measured, teachers[1], images, eps, missing)
+        result = self._measure(measured, teachers, images, settings | {"eps": eps})
+        self._show(result)
+        if self.out is not None:
+            self._write(self.out, result, [*entrants, *teachers[0]], images)
+        return DONE
+
+    def _settings(self) -> dict[str, Any]:
+        """What `evaluate_threats` takes beside networks, images and radius; refused before anything is loaded."""
+        _device(self.device)
+        from iad_ext.evaluation import CORRUPTIONS, THREAT_PARTS
+
+        parts, kinds = _words(self.parts), _words(self.corruptions)
+        for option, words, known in (("parts", parts, THREAT_PARTS), ("corruptions", kinds, CORRUPTIONS)):
+            for word in words:
+                if word not in known:
+                    raise ValueError(unknown(f"one of --{option}", word, known))
+        if not self.models:
+            raise ValueError("name at least one MODEL, such as runs/cifar10/iad1_resnet18-at/seed0")
+        if not parts:
+            raise ValueError(f"--parts takes some of {', '.join(THREAT_PARTS)}; got none")
+        for option, value in (("limit", self.limit), ("batch-size", self.batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"--{option} must be at least 1, got {value}")
+        for option, text in (("eps", self.eps), ("linf-eps", self.linf_eps)):
+            if text is not None and not 0 < parse_fraction(text) < 1:
+                raise ValueError(
+                    f"--{option} is in pixels of [0, 1], such as 8/255; got {text}, which is outside (0, 1)"
+                )
+        l2_eps = parse_fraction(self.l2_eps)
+        if not 0 < l2_eps < float("inf"):
+            raise ValueError(f"--l2-eps is in pixels of [0, 1], such as 128/255; got {self.l2_eps}")
+        return {
+            "parts": parts,
+            **({"corruptions": kinds} if kinds else {}),
+            "linf_eps": None if self.linf_eps is None else parse_fraction(self.linf_eps),
+            "l2_eps": l2_eps,
+        }
+
+    def _loaded(self) -> "tuple[list[Entrant], tuple[list[Entrant], dict[str, str]], list[str]]":
+        """The networks, their teachers and whose those are, and what could not be had."""
+        from iad_ext.entrants import named_apart, read_entrant, read_teachers
+
+        loading = self.loading.arguments()
+        names = None if self.names is None else _words(self.names)
+        entrants = named_apart([read_entrant(source, of=self.of, **loading) for source in self.models], names)
+        teachers, of_student, missing = read_teachers(entrants, self.teacher, **loading)
+        if self.with_teachers and missing:
+            raise ValueError(f"{missing[0]}; give --teacher MODEL, or leave out --with-teachers")
+        return entrants, (teachers, of_student), missing
+
+    def _images(self, entrants: "Sequence[Entrant]") -> "tuple[Splits, float]":
+        """The test images and the radius: what was asked for, else what the run folders agree on."""
+        found = {each.source: _of_run(each.run) for each in entrants if each.run is not None}
+        data, asked = self.data, self.data.name is not None or self.data.path is not None
+        if not asked and found:
+            data = next(of for of, _ in found.values() if of is not None)
+            others = {of.name for of, _ in found.values() if of is not None}
+            if len(others) > 1:
+                raise ValueError(
+                    f"the runs are of {' and '.join(sorted(map(str, others)))}; give --data.name"
+                )
+        images, name = _test_images(data, self.models[0])
+        if self.eps is not None:
+            return images, parse_fraction(self.eps)
+        radii = {eps for _, eps in found.values() if eps is not None}
+        if len(radii) > 1:
+            shown = " and ".join(map(show_fraction, sorted(radii)))
+            raise ValueError(f"the runs were measured at {shown}; give --eps")
+        return images, radii.pop() if radii else _usual_eps(name)
+
+    def _announce(
+        self,
+        measured: "Sequence[Entrant]",
+        teachers: Mapping[str, str],
+        images: "Splits",
+        eps: float,
+        missing: Sequence[str],
+    ) -> None:
+        from iad_ext.evaluation.threat_tables import letters
+
+        short = letters([each.name for each in measured])
+        rows = []
+        for each in measured:
+            teacher = teachers.get(each.name)
+            said = f", teacher {teacher}" if teacher is not None else ""
+            rows.append((short[each.name], f"{each.name}: {each.which or each.source}{said}"))
+        n, note = (
+            min(len(images.test), self.limit or len(images.test)),
+            images.provenance.get("encoding_note"),
+        )
+        rows += [
+            ("images", f"{n} test images of {images.provenance['name']}" + (f" ({note})" if note else "")),
+            ("attacks", f"PGD-20 on each network, L∞ radius {show_fraction(eps)}, seed {self.seed}"),
+            *(("note", each) for each in missing),
+        ]  # fmt: skip
+        for title, said in rows:
+            print(_wrapped(said, first=title.ljust(10), rest=" " * 10))
+        sys.stdout.flush()
+
+    def _measure(
+        self,
+        measured: "Sequence[Entrant]",
+        teachers: "tuple[Sequence[Entrant], Mapping[str, str]]",
+        images: "Splits",
+        settings: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        from iad_ext.evaluation import evaluate_threats
+
+        test = images.test.take(slice(0, self.limit)) if self.limit else images.test
+        with _input():
+            device = _device(self.device)
+            return evaluate_threats(
+                {each.name: each.network.to(device) for each in (*measured, *teachers[0])},
+                test.images,
+                test.labels,
+                measured=[each.name for each in measured],
+                teachers=teachers[1],
+                betas={each.name: each.beta for each in measured if each.beta is not None},
+                seed=self.seed,
+                batch_size=self.batch_size,
+                **settings,
+            )
+
+    def _show(self, result: Mapping[str, Any]) -> None:
+        from iad_ext.evaluation.threat_tables import tables
+
+        for table in tables(result):
+            print(f"\n{table.text(_width())}")
+            if table.note:
+                print(_wrapped(table.note))
+        for flag in result["flags"]:
+            print(_wrapped(f"{flag['flag']}: {flag['detail']}.", first="! ", rest="  "))
+
+    def _write(
+        self, out: Path, result: dict[str, Any], entrants: "Sequence[Entrant]", images: "Splits"
+    ) -> None:
+        from safetensors.torch import save
+
+        from iad_ext import files, plots, provenance
+        from iad_ext.evaluation.threat_tables import page
+
+        facts = {each.name: each.facts() for each in entrants}
+        right = {name: flags.contiguous() for name, flags in result["right"].items()}
+        measured = {key: value for key, value in result.items() if key != "right"}
+        drawings = {"transfer": plots.transfer_matrix, "calibration": plots.reliability_diagrams}
+        with _writing(out):
+            figures = []
+            for part, draw in drawings.items():
+                for suffix in (".svg", ".png") if part in result else ():
+                    draw(result, out / f"{part}{suffix}")
+                    figures.append(f"{part}{suffix}")
+            content = {
+                "models": facts,
+                "measured": measured,
+                "data": dict(images.provenance),
+                "environment": provenance.environment(),
+            }
+            files.write_json(out / "threats.json", content)
+            shown = [figure for figure in figures if figure.endswith(".svg")]
+            files.write_text(out / "threats.md", page(result, facts, images.provenance, shown))
+            if right:
+                files.write_whole(out / "right.safetensors", save(right))
+        written = ["threats.json", "threats.md", *(["right.safetensors"] if right else []), *figures]
+        print("\n" + _wrapped(f"{', '.join(written)} in {out}", first="written".ljust(10), rest=" " * 10))
 
 
 # ------------------------------------------------------------------------------------------- export
@@ -950,6 +1193,7 @@ class Completion:
 COMMANDS: Mapping[str, Any] = {
     "doctor": Doctor,
     "evaluate": Evaluate,
+    "threats": Threats,
     "export": Export,
     "objectives": Objectives,
     "recipes": Recipes,

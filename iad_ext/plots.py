@@ -535,9 +535,10 @@ def transfer_matrix(result: Mapping[str, Any], path: Path) -> None:
         figure = Figure(figsize=(side + 1.6, side + 0.4), layout="constrained")
         axes = figure.subplots()
         # cividis is even in lightness and the same to people who see fewer colours
-        drawn = axes.imshow(values, cmap="cividis", vmin=0, vmax=max(float(values.max()), 1.0))
+        low, high = 5 * np.floor(values.min() / 5), 5 * np.floor(values.max() / 5) + 5
+        drawn = axes.imshow(values, cmap="cividis", vmin=low, vmax=high)
         for row, column in np.ndindex(values.shape):
-            light = values[row, column] > 0.6 * values.max()
+            light = values[row, column] > (low + high) / 2
             axes.text(
                 column,
                 row,
@@ -606,6 +607,7 @@ def reliability_diagrams(result: Mapping[str, Any], path: Path) -> None:
                     # as many networks as marks, then once more with open ones
                     markerfacecolor=colour if index < len(MARKS) else "none",
                     label=name,
+                    clip_on=False,
                 )
             axes.set_title(title)
             axes.set_xlim(0, 1)

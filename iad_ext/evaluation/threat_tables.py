@@ -45,7 +45,7 @@ class Table:
         """A Markdown table under its title."""
         rule = ("---", *("---:" for _ in self.head[1:]))
         escaped = [tuple(cell.replace("|", "\\|") for cell in row) for row in (self.head, rule, *self.rows)]
-        lines = [f"## {self.title}", "", *(f"| {' | '.join(row)} |" for row in escaped), ""]
+        lines = [f"## {self.title}", "", *(f"| {' | '.join(map(str.strip, row))} |" for row in escaped), ""]
         return "\n".join([*lines, *([self.note, ""] if self.note else [])])
 
 
@@ -97,7 +97,7 @@ def _transfer(result: Mapping[str, Any]) -> Table:
     natural = ("natural", *(f"{found['natural'][name]:.1f} " for name in result["networks"]))
     eps = show_fraction(found["protocol"]["eps"])
     return Table(
-        f"Transfer: PGD-20 of {eps} made on the row's network, accuracy (%) of the column's, n={found['n']}",
+        f"Transfer: accuracy (%) of the column under PGD-20 of {eps} on the row, n={found['n']}",
         ("made on", *(f"{short[name]} " for name in result["networks"])),
         [*rows, natural],
         "* is the network's own attack, white-box.",
@@ -138,12 +138,13 @@ def _corruptions(result: Mapping[str, Any]) -> Table:
         (title, *(f"{network['interval'][k]:.1f}" for network in of))
         for k, title in enumerate(("95% from", "to"))
     ]
-    size = "" if found["protocol"]["image_size"] == [32, 32] else ", constants for 32 × 32 pixels"
+    size = found["protocol"]["image_size"]
+    other = f" These images are {size[0]} × {size[1]}." if size != [32, 32] else ""
     return Table(
-        f"Corruptions: accuracy (%), mean of severities {', '.join(map(str, severities))}, n={result['n']}{size}",
+        f"Corruptions: accuracy (%), mean of severities {', '.join(map(str, severities))}, n={result['n']}",
         ("corruption", *short.values()),
         [*rows, ("mean", *(f"{network['mean']:.1f}" for network in of)), *ends],
-        f"Corruptions are {found['protocol']['note']}.",
+        f"Corruptions are {found['protocol']['note']}. The constants are for 32 × 32 pixels.{other}",
     )
 
 
@@ -160,7 +161,12 @@ def _calibration(result: Mapping[str, Any]) -> Table:
         ):
             if key in found:
                 one = found[key]
-                cells = (f"{one['classes']:.1f}", f"{one['nll']:.2f}", f"{one['brier']:.2f}")
+                cells = (
+                    f"{one['by_chance']:.1f}",
+                    f"{one['classes']:.1f}",
+                    f"{one['nll']:.2f}",
+                    f"{one['brier']:.2f}",
+                )
                 rows.append(
                     (f"{short[name]} {what}", *_forecast(one, one["confidence"], one["ece"], "ece"), *cells)
                 )
@@ -170,16 +176,17 @@ def _calibration(result: Mapping[str, Any]) -> Table:
                 (
                     f"{short[name]} α = P(y|x̃){power}",
                     *_forecast(one, one["trust"], one["error"], "error"),
-                    *("–",) * 3,
+                    *("–",) * 4,
                 )
             )
     return Table(
         f"Calibration (%): forecast and how often it came true, n={result['n']}",
-        ("", "right", "sure", "ECE", "95%", "classes", "NLL", "Brier"),
+        ("", "right", "sure", "ECE", "95%", "chance", "classes", "NLL", "Brier"),
         rows,
         "x̃ is PGD-20 on the network itself, also where its teacher is asked. sure: mean largest probability, or mean "
         "α; ECE: expected calibration error of it, 15 bins, its interval without the bias of finitely many images; "
-        "classes: the same of the probability of every class. In the rows of α, right is the teacher's accuracy on x̃: "
+        "chance: what a calibrated network stays below in 19 of 20 such samples; classes: the error of the probability "
+        "of every class. In the rows of α, right is the teacher's accuracy on x̃: "
         "α knows the true class, and is no calibrated forecast even of a calibrated teacher.",
     )
 
@@ -191,3 +198,57 @@ def _forecast(found: Mapping[str, Any], sure: float, error: float, name: str) ->
 
 def _with_interval(value: float, ends: Sequence[float]) -> str:
     return f"{value:.1f} ({ends[0]:.1f}–{ends[1]:.1f})"
+
+
+def networks_table(result: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Which network goes by which letter, and what it is.
+
+    Args:
+        result: what `evaluate_threats` returned.
+        facts: by network, `of` (best or last), `architecture` and `weights`.
+    """
+    short = letters(result["networks"])
+    rows = []
+    for name in (*short, *(name for name in facts if name not in short)):
+        of = facts[name]
+        rows.append(
+            (
+                short.get(name, "–"),
+                name,
+                of["of"] or "–",
+                str(of["architecture"]),
+                result["teachers"].get(name, "–"),
+                of["weights"][:12],
+            )
+        )
+    return Table("Networks", ("", "network", "of run", "architecture", "teacher", "SHA-256"), rows)
+
+
+def page(
+    result: Mapping[str, Any],
+    facts: Mapping[str, Mapping[str, Any]],
+    data: Mapping[str, Any],
+    figures: Sequence[str],
+) -> str:
+    """All tables as one Markdown page, under what they were measured on.
+
+    Args:
+        result: what `evaluate_threats` returned.
+        facts: as for `networks_table`.
+        data: the images' provenance.
+        figures: files beside the page, to be shown.
+    """
+    protocol, note = result["protocol"], data.get("encoding_note")
+    about = f"{result['n']} test images of {data['name']}{f' ({note})' if note else ''}"
+    lines = [
+        "# Beyond one threat",
+        "",
+        f"{about}; seed {protocol['seed']}, batches of {protocol['batch_size']}, {protocol['hardware']}, "
+        f"torch {protocol['versions']['torch']}.",
+        "",
+        *(f"- {flag['flag']}: {flag['detail']}." for flag in result["flags"]),
+        *([""] if result["flags"] else []),
+    ]
+    parts = [table.markdown() for table in (networks_table(result, facts), *tables(result))]
+    shown = [f"![{figure.partition('.')[0]}]({figure})\n" for figure in figures]
+    return "\n".join([*lines, *parts, *shown])

@@ -68,7 +68,7 @@ def evaluate_threats(
           `evaluate_calibration` says of it on x and on its own x̃ and of its teacher on the same, and `evaluate_trust`
           of the trust in that; `unseen`, by network, as `under_threats`; `corruptions` as `under_corruptions`,
         * `flags`: what casts doubt on the numbers,
-        * `right`: per-image verdicts by `transfer/SOURCE/TARGET`, `natural/NETWORK`, `linf/NETWORK` and `l2/NETWORK`,
+        * `right`: per-image verdicts by `transfer/SOURCE>TARGET`, `natural/NETWORK`, `linf/NETWORK` and `l2/NETWORK`,
           (N,) bool; everything else is plain data for JSON,
         * `protocol`: radii, seed, batch size, versions and hardware.
 
@@ -101,7 +101,7 @@ def evaluate_threats(
         )
         result["flags"] += answers.flags
         right |= {
-            f"transfer/{source}/{target}": flags
+            f"transfer/{source}>{target}": flags
             for source, of_source in answers.right.items()
             for target, flags in of_source.items()
         }
