@@ -503,3 +503,53 @@ def test_a_copy_attacks_another_network(tiny_network, batch):
     moved.set_model(other)
     assert torch.equal(moved(*batch, noise=noise), PGD(other, steps=2)(*batch, noise=noise))
     assert torch.equal(attack(*batch, noise=noise), before)
+
+
+# ------------------------------------------------------------------------------------------- L2
+
+
+L2 = {"eps": 0.5, "alpha": 0.1, "steps": 6}
+
+
+def test_l2_pgd_is_stock_pgdl2_to_rounding(tiny_network, batch):
+    network = tiny_network().eval()
+    stock = torchattacks.PGDL2(network, **L2)
+    expected = stock_adversarial(stock, *batch, training=False, seed=5)
+    attack = attacks.PGDL2(network, **L2)
+    noise = global_noise(lambda: attack.draw_noise(tuple(batch[0].shape)), 5)
+    assert torch.allclose(attack(*batch, noise), expected, atol=1e-5)
+
+
+def test_l2_pgd_of_one_image_is_stock_pgdl2_to_the_bit(tiny_network, batch):
+    network, images, labels = tiny_network().eval(), batch[0][4:5], batch[1][4:5]
+    expected = stock_adversarial(torchattacks.PGDL2(network, **L2), images, labels, training=False, seed=2)
+    attack = attacks.PGDL2(network, **L2)
+    noise = global_noise(lambda: attack.draw_noise(tuple(images.shape)), 2)
+    assert torch.equal(attack(images, labels, noise), expected)
+
+
+def test_l2_pgd_stays_in_its_ball_climbs_and_does_not_depend_on_the_batch(tiny_network, batch):
+    network, (images, labels) = tiny_network().double().eval(), batch
+    images = images.double()
+    attack = attacks.PGDL2(network, **L2)
+    noise = attack.draw_noise(tuple(images.shape), generator=stream("l2"), dtype=torch.float64)
+    assert float(noise.flatten(1).norm(dim=1).max()) <= 0.5
+    adv = attack(images, labels, noise)
+    assert float((adv - images).flatten(1).norm(dim=1).max()) <= 0.5 + 1e-9
+    assert 0 <= float(adv.min()) <= float(adv.max()) <= 1
+    losses = [torch.nn.functional.cross_entropy(network(x), labels) for x in (images, adv)]
+    assert losses[1] > losses[0]
+    alone = torch.cat(
+        [attack(images[k : k + 1], labels[k : k + 1], noise[k : k + 1]) for k in range(len(images))]
+    )
+    assert torch.allclose(alone, adv, atol=1e-12)
+
+
+def test_l2_pgd_refuses_what_is_no_radius(tiny_network, unchecked):
+    for eps in (0, -1.0, float("inf")):
+        with pytest.raises(ValueError, match="eps, an L2 radius"):
+            attacks.PGDL2(tiny_network(), eps=eps, alpha=0.1)
+    assert "eps=3" in repr(attacks.PGDL2(tiny_network(), eps=3.0, alpha=0.1))
+    assert (
+        attacks.PGDL2(tiny_network(), eps=1.0, alpha=0.1, random_start=False).draw_noise((1, 3, 6, 6)) is None
+    )

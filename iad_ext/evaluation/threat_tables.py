@@ -1,5 +1,6 @@
 """What `evaluate_threats` measured as tables: for a terminal of 80 columns, and in Markdown."""
 
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Table:
             else:
                 blocks[-1] = block
         parts = ["\n".join(_aligned(cells, widths, block)) for block in blocks]
-        return "\n".join([self.title, "\n\n".join(parts)])
+        return "\n".join([textwrap.fill(self.title, width), "\n\n".join(parts)])
 
     def markdown(self) -> str:
         """A Markdown table under its title."""
