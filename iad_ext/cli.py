@@ -903,14 +903,14 @@ class Threats:
     def _images(self, entrants: "Sequence[Entrant]") -> "tuple[Splits, float]":
         """The test images and the radius: what was asked for, else what the run folders agree on."""
         found = {each.source: _of_run(each.run) for each in entrants if each.run is not None}
-        data, asked = self.data, self.data.name is not None or self.data.path is not None
-        if not asked and found:
-            data = next(of for of, _ in found.values() if of is not None)
-            others = {of.name for of, _ in found.values() if of is not None}
+        data, own = self.data, [of for of, _ in found.values() if of is not None]
+        if data.name is None and own:
+            others = {of.name for of in own}
             if len(others) > 1:
-                raise ValueError(
-                    f"the runs are of {' and '.join(sorted(map(str, others)))}; give --data.name"
-                )
+                shown = " and ".join(sorted(map(str, others)))
+                raise ValueError(f"the runs are of {shown}; give --data.name")
+            # a path alone says where the runs' data are on this machine
+            data = own[0] if data.path is None else dataclasses.replace(data, name=own[0].name)
         images, name = _test_images(data, self.models[0])
         if self.eps is not None:
             return images, parse_fraction(self.eps)

@@ -452,6 +452,19 @@ def test_the_command_takes_parts_names_and_saved_networks(say, runs, tmp_path):
     assert "Transfer" not in printed
 
 
+def test_a_path_alone_says_where_the_runs_own_data_are(runs, tmp_path, monkeypatch):
+    asked = []
+
+    def seen(name, **rest):
+        asked.append((name, rest["path"]))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("iad_ext.data.load_splits", seen)
+    with pytest.raises(SystemExit):
+        main(["threats", str(runs[0]), "--data.path", str(tmp_path)])
+    assert asked == [("digits", tmp_path)]
+
+
 def test_a_folder_that_cannot_be_written_is_told_before_measuring(say, runs, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     code, out, err = say("threats", *runs, "--limit", "5", "--out", tmp_path / "file")

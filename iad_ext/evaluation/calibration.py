@@ -54,8 +54,8 @@ class Reliability:
     """How forecasts and what came true differ, bin by bin.
 
     Attributes:
-        error: Σ_b (count_b / n) · |mean forecast_b − share_b|, in [0, 1]: with confidences, the expected calibration
-            error. Finitely many images make it too large.
+        error: mean distance, weighed by the bins' counts, of mean forecast and share, in [0, 1]: with confidences, the
+            expected calibration error. Finitely many images make it too large.
         low: lower end of the 95% bootstrap interval over images, which takes that bias off.
         high: upper end.
         by_chance: what 19 of 20 perfectly calibrated forecasts of these values would stay below; None for forecasts of
@@ -165,9 +165,9 @@ def evaluate_calibration(
         seed: of its draws.
 
     Returns:
-        Plain data: `accuracy`, `confidence` (mean largest probability), `ece`, `by_chance` and `classes` (the error of
-        every class's probability) in percent, `nll` in nats, `brier` (sum over the classes, 0 to 2), `interval` (95%,
-        by name), `bins` as [low, high, count, mean confidence, accuracy] with shares of 1, `n`.
+        What JSON can hold. `accuracy`, `confidence` (mean largest probability), `ece`, `by_chance` and `classes` (the
+        error of every class's probability) in percent, `nll` in nats, `brier` (sum over the classes, 0 to 2),
+        `interval` (95%, by name), `bins` as [low, high, count, mean confidence, accuracy] with shares of 1, `n`.
 
     Raises:
         ValueError: no image has finite logits, or shapes do not fit.
@@ -219,8 +219,8 @@ def evaluate_trust(
         seed: of its draws.
 
     Returns:
-        Plain data: `beta`, `trust` (mean α), `accuracy` (of the teacher on x̃) and `error` in percent, `interval` (95%),
-        `bins` as [low, high, count, mean α, share of images on which the teacher is right], `n`.
+        What JSON can hold. `beta`, `trust` (mean α), `accuracy` (of the teacher on x̃) and `error` in percent,
+        `interval` (95%), `bins` as [low, high, count, mean α, share of images on which the teacher is right], `n`.
 
     Raises:
         ValueError: no image has finite logits, shapes do not fit, or `beta` is out of range.

@@ -233,7 +233,8 @@ def corrupt(images: Images, name: str, severity: int, *, seed: int = 0, first: i
         return images
     kind = CORRUPTIONS[name]
     changed = kind.apply(images, kind.constants[severity - 1], Place(name, severity, seed, first))
-    return ((changed.clamp(0, 1) * 255 + SLACK).floor() / 255).clamp(0, 1)
+    # over a tensor: CUDA multiplies by the rounded reciprocal of a Python number
+    return (changed.clamp(0, 1) * 255 + SLACK).floor() / images.new_full((), 255)
 
 
 def check_corruptible(images: Tensor) -> None:

@@ -10,6 +10,7 @@ from iad_ext.evaluation.calibration import evaluate_calibration, evaluate_trust
 from iad_ext.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from iad_ext.evaluation.measures import BATCH_SIZE
 from iad_ext.evaluation.samples import Array
+from iad_ext.evaluation.subject import Subject
 from iad_ext.evaluation.tables import hardware
 from iad_ext.evaluation.transfer import Transfer, evaluate_transfer
 from iad_ext.evaluation.unseen import L2_EPS, under_corruptions, under_threats
@@ -130,7 +131,7 @@ def evaluate_threats(
             severities=severities,
             **common,
         )
-    device = next(networks[names[0]].parameters()).device
+    device = Subject(networks[names[0]]).device
     return result | {
         "right": right,
         "protocol": {
