@@ -722,8 +722,11 @@ def _device(asked: str | None) -> str:
     return device
 
 
-def _test_images(data: Data, model: str) -> "tuple[Splits, str]":
-    """The test images, and what their data set is called; `model` is whose they should be."""
+def _test_images(data: Data, model: str, *, limit: int | None = None) -> "tuple[Splits, str]":
+    """The test images, and what their data set is called; `model` is whose they should be.
+
+    With a limit, those that a run with that --data.limit-test is measured on.
+    """
     from iad_ext.data import load_splits
 
     name = data.name or (str(data.path) if data.path is not None else None)
@@ -739,6 +742,7 @@ def _test_images(data: Data, model: str) -> "tuple[Splits, str]":
         revision=data.revision,
         selection="test",
         limit_train=1,
+        limit_test=limit,
         image_column=data.image_column,
         label_column=data.label_column,
     )
@@ -826,7 +830,7 @@ class Threats:
     l2_eps: Annotated[str, arg(metavar="PIXELS")] = "128/255"
     """Unseen L2 radius."""
     limit: Annotated[int | None, _option(metavar="N")] = None
-    """Measure on the first so many test images; all of them when not given."""
+    """Measure on so many test images, those of a run with --data.limit-test N; all of them when not given."""
     batch_size: Annotated[int, arg(metavar="N")] = 250
     """Images at a time."""
     seed: Annotated[int, arg(metavar="N")] = 0
@@ -911,7 +915,7 @@ class Threats:
                 raise ValueError(f"the runs are of {shown}; give --data.name")
             # a path alone says where the runs' data are on this machine
             data = own[0] if data.path is None else dataclasses.replace(data, name=own[0].name)
-        images, name = _test_images(data, self.models[0])
+        images, name = _test_images(data, self.models[0], limit=self.limit)
         if self.eps is not None:
             return images, parse_fraction(self.eps)
         radii = {eps for _, eps in found.values() if eps is not None}
@@ -936,12 +940,9 @@ class Threats:
             teacher = teachers.get(each.name)
             said = f", teacher {teacher}" if teacher is not None else ""
             rows.append((short[each.name], f"{each.name}: {each.which or each.source}{said}"))
-        n, note = (
-            min(len(images.test), self.limit or len(images.test)),
-            images.provenance.get("encoding_note"),
-        )
+        note = images.provenance.get("encoding_note")
         rows += [
-            ("images", f"{n} test images of {images.provenance['name']}" + (f" ({note})" if note else "")),
+            ("images", f"{len(images.test)} test images of {images.provenance['name']}{f' ({note})' if note else ''}"),
             ("attacks", f"PGD-20 on each network, L∞ radius {show_fraction(eps)}, seed {self.seed}"),
             *(("note", each) for each in missing),
         ]  # fmt: skip
@@ -958,13 +959,12 @@ class Threats:
     ) -> dict[str, Any]:
         from iad_ext.evaluation import evaluate_threats
 
-        test = images.test.take(slice(0, self.limit)) if self.limit else images.test
         with _input():
             device = _device(self.device)
             return evaluate_threats(
                 {each.name: each.network.to(device) for each in (*measured, *teachers[0])},
-                test.images,
-                test.labels,
+                images.test.images,
+                images.test.labels,
                 measured=[each.name for each in measured],
                 teachers=teachers[1],
                 betas={each.name: each.beta for each in measured if each.beta is not None},

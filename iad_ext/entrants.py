@@ -100,7 +100,7 @@ def read_entrant(source: str, *, of: str = "best", **loading: Unpack[Loading]) -
 
 
 def named_apart(entrants: Sequence[Entrant], names: Sequence[str] | None = None) -> list[Entrant]:
-    """Give each its name; short ones where those tell them apart, else as they were asked for.
+    """Give each its name: short, with the settings in its folder's name that others of that name do not share.
 
     Args:
         entrants: in order.
@@ -111,8 +111,7 @@ def named_apart(entrants: Sequence[Entrant], names: Sequence[str] | None = None)
     """
     if names is not None and len(names) != len(entrants):
         raise ValueError(f"expected {len(entrants)} names, one a network, got {len(names)}")
-    short = Counter(each.name for each in entrants)
-    given = names or [each.name if short[each.name] == 1 else each.source for each in entrants]
+    given = list(names) if names is not None else _told_apart(entrants)
     twice = [name for name, times in Counter(given).items() if times > 1]
     if twice:
         raise ValueError(f"{twice[0]} is there twice; each network once, and each with a name of its own")
@@ -176,6 +175,22 @@ def _name(path: Path, *, is_run: bool, source: str) -> str:
     if is_run:
         return f"{path.parent.name.partition(',')[0]}/{path.name}"
     return path.stem if path.is_file() else path.name if path.exists() else source
+
+
+def _told_apart(entrants: Sequence[Entrant]) -> list[str]:
+    """Short names; behind one that several have, the settings of its study's cell that not all of them share."""
+    names = []
+    for each in entrants:
+        alike = [_cell(other) for other in entrants if other.name == each.name]
+        own = [part for part in _cell(each) if not all(part in cell for cell in alike)]
+        names.append(",".join([each.name, *own]))
+    times = Counter(names)
+    return [name if times[name] == 1 else each.source for name, each in zip(names, entrants, strict=True)]
+
+
+def _cell(entrant: Entrant) -> list[str]:
+    """The settings in the name of a study's cell: RECIPE,NAME=VALUE,…/seedS."""
+    return [] if entrant.run is None else entrant.run.absolute().parent.name.split(",")[1:]
 
 
 def _teacher_of(run: Path, asked: str | None) -> str | None:

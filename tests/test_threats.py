@@ -395,6 +395,24 @@ def test_run_folders_tell_names_betas_and_teachers(runs, tmp_path):
     assert last.weights != students[0].weights
 
 
+def test_cells_of_a_study_are_told_apart_by_what_differs(tmp_path):
+    cells = (
+        "iad1-at,epochs=6",
+        "iad1-at,epochs=6,average=ema",
+        "iad1-at,epochs=6,awp=0.005",
+        "ard-at,epochs=6",
+    )
+    folders = [run_folder(tmp_path / cell / "seed0", seed=0) for cell in cells]
+    names = [each.name for each in named_apart([read_entrant(str(folder)) for folder in folders])]
+    assert names == ["iad1-at/seed0", "iad1-at/seed0,average=ema", "iad1-at/seed0,awp=0.005", "ard-at/seed0"]
+    both = [read_entrant(str(folders[0] / which)) for which in ("best", "best")]
+    with pytest.raises(ValueError, match="is there twice"):
+        named_apart(both)
+    elsewhere = run_folder(tmp_path / "other" / cells[0] / "seed0", seed=0)
+    same = [read_entrant(str(folder)) for folder in (folders[0], elsewhere)]
+    assert [each.name for each in named_apart(same)] == [str(folders[0]), str(elsewhere)]
+
+
 def test_a_teacher_that_is_gone_is_told(runs, tmp_path):
     (tmp_path / "runs/at/seed0").rename(tmp_path / "elsewhere")
     students = named_apart([read_entrant(str(runs[0]))])
@@ -434,9 +452,9 @@ def test_the_command_measures_run_folders(say, runs, tmp_path):
     figures = {f"{part}.{suffix}" for part in ("transfer", "calibration") for suffix in ("svg", "png")}
     assert {path.name for path in out.iterdir()} == names | figures
     assert "α = P(y|x̃)^0.1" in printed
-    test = load_splits("digits").test
+    test = load_splits("digits", limit_test=20).test  # as a run with that limit has them
     alone = evaluate(
-        read_entrant(str(runs[1])).network, test.images[:20], test.labels[:20], attacks=("pgd20",), eps=EPS
+        read_entrant(str(runs[1])).network, test.images, test.labels, attacks=("pgd20",), eps=EPS
     )
     assert measured["transfer"]["accuracy"]["ard-at/seed0"]["ard-at/seed0"] == alone["pgd20"]
 
