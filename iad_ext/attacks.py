@@ -344,13 +344,14 @@ class MARTPGD(PGD):
         return 0.001 * torch.randn(shape, dtype=dtype, device=device, generator=generator)
 
 
-class RSLADPGD(MARTPGD):
-    """The attack of RSLAD: PGD on KL(T(x) → S(x̃)) from x + 0.001 · normal noise. Labels are not read.
+class _FromPass(PGD):
+    """An attack away from a pass on natural images, given with each call: a step runs it once for attack and loss."""
 
-    Source: Zi et al. (2021). T(x) is given with each call, so that a step runs that pass once for attack and loss.
-    """
-
-    reads = frozenset({"teacher_nat"})
+    reads: frozenset[str]
+    """The pass."""
+    climbs: str
+    as_target = False
+    """Whether it climbs away from the pass as the objective's terms read it, and not as it was run."""
 
     def __call__(
         self,
@@ -359,15 +360,42 @@ class RSLADPGD(MARTPGD):
         noise: Images | None = None,
         target: Logits | None = None,
     ) -> Images:
-        """Return adversarial images; `target` is T(x), (batch, classes)."""
+        """Return adversarial images; `target` is the pass, (batch, classes). Labels are not read."""
         if target is None:
-            raise ValueError("this attack climbs KL(T(x) → S(x̃)); give it T(x) as target=")
+            raise ValueError(
+                f"this attack climbs {self.climbs}; give it the logits of {min(self.reads)} as target="
+            )
         with mode(self.model, training=self.training), torch.enable_grad():
             return self._ascend(images, self._start(images, noise), target.detach().softmax(dim=1))
+
+
+class RSLADPGD(_FromPass, MARTPGD):
+    """The attack of RSLAD: PGD on KL(T(x) → S(x̃)) from x + 0.001 · normal noise. Labels are not read.
+
+    Source: Zi et al. (2021). T(x) is given with each call.
+    """
+
+    reads = frozenset({"teacher_nat"})
+    climbs = "KL(T(x) → S(x̃))"
 
     def loss(self, logits: Logits, target: Tensor) -> Tensor:
         """KL from the target's probabilities, summed over the batch, ascended."""
         return F.kl_div(logits.log_softmax(dim=1), target, reduction="sum")
+
+
+class ADRPGD(_FromPass):
+    """The attack of ADR: PGD on the cross-entropy with the rectified label, from a uniformly random start.
+
+    Source: Wu et al. (2024), released code. The rectified label is given with each call, as log-probabilities.
+    """
+
+    reads = frozenset({"average_nat"})
+    climbs = "the cross-entropy with the rectified label"
+    as_target = True
+
+    def loss(self, logits: Logits, target: Tensor) -> Tensor:
+        """The mean cross-entropy with the target's probabilities, ascended."""
+        return F.cross_entropy(logits, target)
 
 
 class AdaADPGD(MARTPGD):
@@ -405,9 +433,10 @@ TRAINING_ATTACKS: dict[str, type[PGD] | type[TRADESPGD]] = {
     "mart": MARTPGD,
     "rslad": RSLADPGD,
     "adaad": AdaADPGD,
+    "adr": ADRPGD,
 }
 # passes that an attack has the step run for it, by name
-READ_BY_ATTACK: dict[str, frozenset[str]] = {"rslad": RSLADPGD.reads}
+READ_BY_ATTACK: dict[str, frozenset[str]] = {"rslad": RSLADPGD.reads, "adr": ADRPGD.reads}
 # attacks whose every step goes through the teacher too
 THROUGH_TEACHER = frozenset({"adaad"})
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
 from torch import Tensor
+from torchvision.transforms.v2 import functional as v2
 
 from iad_ext.types import Images
 
@@ -61,17 +63,79 @@ def _shifted(size: int, window: Tensor, cut: Tensor, put: Tensor) -> tuple[Tenso
     return (places - put[:, None] + cut[:, None]).clamp(0, size - 1), inside
 
 
-def recolour(images: Images, numbers: Tensor) -> Images:
-    """Brightness, contrast or saturation by a factor of 0.5 … 1.5, one of the three or none, equally likely.
+def colour_shape(images: Images, numbers: Tensor) -> Images:
+    """One of eight changes, equally likely, at a strength within IDBH's ranges for its colour-biased policy.
 
-    Our reading of IDBH's weak colours: the paper's list is longer, and its strengths are those of AutoAugment.
+    Source: Li & Spratling (2023), released code: saturation 0.1 … 1.9, brightness and contrast 0.5 … 1.9, sharpness
+    0.1 … 1.9, autocontrast, equalize, a shear of ±0.05 … 0.15 rad along one axis, a rotation by ±1 … 10 whole degrees;
+    nearest pixel, black beyond the edge. That code works on 8-bit images and rounds after each change; here only
+    equalize does.
     """
-    kind = _whole(numbers[:, 0], 3)[:, None, None, None]
-    factor = (0.5 + numbers[:, 1])[:, None, None, None].to(images)
-    grey = images.mean(dim=1, keepdim=True)
-    anchor = torch.where(kind == 1, grey.mean(dim=(2, 3), keepdim=True), grey)
-    anchor = torch.where(kind == 0, torch.zeros_like(anchor), anchor)
-    return torch.where(kind == 3, images, (anchor + factor * (images - anchor)).clamp(0, 1))
+    kind = _whole(numbers[:, 0], 7)
+    uniform, sign = numbers[:, 1], torch.where(numbers[:, 2] < 0.5, -1.0, 1.0)
+    wide, narrow = (
+        (least + reach * uniform)[:, None, None, None].to(images) for least, reach in ((0.1, 1.8), (0.5, 1.4))
+    )
+    grey = _grey(images)
+    changed = (
+        _blend(grey, images, wide),
+        _blend(torch.zeros_like(grey), images, narrow),
+        _blend(grey.mean(dim=(2, 3), keepdim=True), images, narrow),
+        _blend(_smoothed(images), images, wide),
+        v2.autocontrast(images),
+        v2.equalize(images),
+        _moved(images, _shears(sign * (0.05 + 0.1 * uniform), numbers[:, 3] < 0.5)),
+        _moved(images, _rotations(sign * (1 + _whole(uniform, 9)))),
+    )
+    for k, one in enumerate(changed):
+        images = torch.where((kind == k)[:, None, None, None], one, images)
+    return images
+
+
+def _blend(anchor: Tensor, images: Images, factor: Tensor) -> Images:
+    """Away from `anchor` (towards it below 1)."""
+    return (anchor + factor * (images - anchor)).clamp(0, 1)
+
+
+def _grey(images: Images) -> Tensor:
+    """Luma of three channels, (batch, 1, height, width); the mean of another number of them."""
+    if images.shape[1] != 3:
+        return images.mean(dim=1, keepdim=True)
+    luma = torch.tensor([0.2989, 0.587, 0.114], dtype=images.dtype, device=images.device)
+    return (luma[:, None, None] * images).sum(dim=1, keepdim=True)
+
+
+def _smoothed(images: Images) -> Images:
+    """A mean over nine pixels in which the middle one counts five times; pixels at the edge stay."""
+    channels = images.shape[1]
+    kernel = torch.ones(channels, 1, 3, 3, dtype=images.dtype, device=images.device) / 13
+    kernel[:, :, 1, 1] = 5 / 13
+    smooth = images.clone()
+    smooth[:, :, 1:-1, 1:-1] = F.conv2d(images, kernel, groups=channels)
+    return smooth
+
+
+def _shears(radians: Tensor, horizontal: Tensor) -> Tensor:
+    """Where a pixel of the sheared image comes from: (batch, 2, 2) on (x, y) from the image's middle."""
+    slope, none, one = radians.tan(), torch.zeros_like(radians), torch.ones_like(radians)
+    right, down = torch.where(horizontal, slope, none), torch.where(horizontal, none, slope)
+    return torch.stack([one, right, down, one], dim=1).reshape(-1, 2, 2)
+
+
+def _rotations(degrees: Tensor) -> Tensor:
+    """The same of an image rotated to the left."""
+    cos, sin = degrees.deg2rad().cos(), degrees.deg2rad().sin()
+    return torch.stack([cos, -sin, sin, cos], dim=1).reshape(-1, 2, 2)
+
+
+def _moved(images: Images, sources: Tensor) -> Images:
+    """Each pixel from the nearest one to where its image's matrix says, black beyond the edge."""
+    height, width = images.shape[2:]
+    down, right = (torch.arange(size, device=images.device) - (size - 1) / 2 for size in (height, width))
+    x, y = torch.meshgrid(right, down, indexing="xy")
+    places = torch.stack([x, y], dim=-1).to(images) @ sources.to(images).mT[:, None]
+    scale = torch.tensor([2 / width, 2 / height], dtype=images.dtype, device=images.device)
+    return F.grid_sample(images, places * scale, mode="nearest", padding_mode="zeros", align_corners=False)
 
 
 def erase(images: Images, numbers: Tensor) -> Images:
@@ -98,12 +162,12 @@ def _rectangle(images: Images, tall: Tensor, wide: Tensor, numbers: Tensor) -> T
 
 
 def _idbh_weak(images: Images, numbers: Tensor) -> Images:
-    return erase(recolour(cropshift(images, numbers[:, :6]), numbers[:, 6:8]), numbers[:, 8:13])
+    return erase(colour_shape(cropshift(images, numbers[:, :6]), numbers[:, 6:10]), numbers[:, 10:15])
 
 
 AUGMENTATIONS = {
     "cropshift": Augmentation("cropshift", 6, cropshift),
-    "idbh_weak": Augmentation("idbh_weak", 13, _idbh_weak),
+    "idbh_weak": Augmentation("idbh_weak", 15, _idbh_weak),
 }
 """By name; both go with a horizontal flip and without a random crop."""
 
@@ -113,8 +177,9 @@ CUTMIX_NUMBERS = 4
 def cutmix(images: Images, others: Images, numbers: Tensor, *, probability: float) -> Images:
     """CutMix (Yun et al. 2019) with labels that stay integers: a rectangle of another image in some of the images.
 
-    The rectangle has the image's ratio of sides and 0 to 1/2 of its area, so that the label of what it is put into
-    stays that of the larger part (our reading: mixed labels have no meaning to a gate by the true class).
+    The rectangle has the image's ratio of sides, 0 to 1/2 of its area and lies inside it, so that the label of what it
+    is put into stays that of the larger part. Other than there: Yun et al. cut it off at the edge, let it cover up to
+    the whole image and mix the labels, which would mean nothing to a gate by the true class.
     """
     height, width = images.shape[2:]
     side = (numbers[:, 1] / 2).sqrt()

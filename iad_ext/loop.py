@@ -291,9 +291,10 @@ class Engine:
         if balance is None or state is None:
             return
         sums = [torch.stack([terms[name].sum() for name in balance.terms]) for terms in losses]
-        self.balance = balance.updated(
-            state, self.accelerator.reduce(torch.stack(sums).sum(0), "sum") / total
-        )
+        means = self.accelerator.reduce(torch.stack(sums).sum(0), "sum") / total
+        # the released MTARD slows its weights down where it drops the learning rate
+        first, rate = self.optimizer.defaults.get("lr"), self.optimizer.param_groups[0]["lr"]
+        self.balance = balance.updated(state, means, slowed=min(1.0, float(rate / first)) if first else 1.0)
 
     @contextmanager
     def _perturbed(
@@ -301,8 +302,8 @@ class Engine:
     ) -> Iterator[Sequence[Prepared | None]]:
         """Weights as adversarial weight perturbation has them, for the block; yields what is prepared of each piece.
 
-        Source: Wu et al. (2020), with the gradient itself in place of their proxy's step along it. Weights of more than
-        one dimension are moved. Here weight decay acts on the weights as they were.
+        Source: Wu et al. (2020), with the gradient itself in place of their proxy's step along it, rescaled to the same
+        length. Weights of more than one dimension are moved. Here weight decay acts on the weights as they were.
         """
         if not self.awp or epoch < self.awp_start:
             yield [None] * len(pieces)

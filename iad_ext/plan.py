@@ -46,6 +46,7 @@ class Plan:
             raise ValueError(
                 f"{objective.name} is taught by a moving average, which swa is not; take --average.name ema or none"
             )
+        _check_attack(settings.attack.name, objective)
         names = tuple(name.strip() for name in settings.eval.attacks.split(",") if name.strip())
         for name in names:
             if name not in ATTACKS:
@@ -150,6 +151,14 @@ class Plan:
             held_out = min(data.holdout, whole // 10) if data.selection == "holdout" else 0
             return whole - held_out, f"{held_out} held out"
         return len(load_data(self.settings).train), "counted"
+
+
+def _check_attack(name: str, objective: Objective) -> None:
+    if "average_nat" in READ_BY_ATTACK.get(name, ()) and objective.average_decay is None:
+        raise ValueError(
+            f"the attack {name} climbs away from a moving average of weights, which {objective.name} does not keep; "
+            f"take --attack.name {objective.attack if objective.attack != 'none' else 'pgd'}"
+        )
 
 
 def default_folder(settings: Settings) -> Path:

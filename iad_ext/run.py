@@ -408,7 +408,11 @@ class Run:
             if network is not None:
                 network.to(memory_format=memory_format)
         optimizer = torch.optim.SGD(
-            student.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay
+            student.parameters(),
+            lr=train.lr,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+            nesterov=train.nesterov,
         )
         source = Batches(
             self.assets.splits.train.to(self.world.device),

@@ -116,7 +116,7 @@ class ObjectiveSettings:
     class_temperature: str | None = None
     """Temperature of the teachers by true class, such as 3:2,5:1.5."""
     sample_weight: Literal["entropy", "correct", "entropy_correct"] | None = None
-    """Weigh images: by the teacher's entropy on x̃ (SAAD), by whether it is right on x (DGAD), or by both."""
+    """Weigh images: by the teacher's entropy on x̃ (after SAAD), by whether it is right on x (after DGAD), or both."""
     options: str | None = None
     """Further arguments of the objective or of plug-ins, such as balance_rate=0.05,average_decay=0.99."""
 
@@ -126,7 +126,7 @@ class AttackSettings:
     """How the training images are attacked (Section 5)."""
 
     name: Literal[tuple(TRAINING_ATTACKS)] = "pgd"  # type: ignore[valid-type]
-    """pgd and mart ascend cross-entropy, trades KL from S(x), rslad from T(x), adaad from T(x̃) through both."""
+    """pgd, mart: cross-entropy; adr: with ADR's label; trades: KL from S(x); rslad: from T(x); adaad: from T(x̃)."""
     eps: Pixels = 8 / 255
     """L∞ radius in pixels of [0, 1]."""
     step: Pixels = 2 / 255
@@ -153,6 +153,8 @@ class TrainSettings:
     """Learning rate at the start."""
     momentum: float = 0.9
     """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of it."""
     weight_decay: float = 2e-4
     """Weight decay of SGD."""
     drops: tuple[int, ...] = (100, 150)
@@ -170,7 +172,7 @@ class TrainSettings:
     rate_warmup: int = 0
     """Epochs over which the rate rises linearly to its course."""
     awp: float = 0.0
-    """γ of adversarial weight perturbation (Wu et al. 2020: 0.005); 0 for none. Adds the student's passes once more."""
+    """γ of adversarial weight perturbation: its source has 0.01 with AT, 0.005 with TRADES; 0 for none."""
     awp_start: int = 0
     """First epoch with it."""
     padding: int = 4
@@ -178,7 +180,7 @@ class TrainSettings:
     flip: bool = True
     """Random horizontal flip."""
     augment: Literal[("crop", *AUGMENTATIONS)] = "crop"  # type: ignore[valid-type]
-    """Random crop, or in its place CropShift, or CropShift with colours and erasing as in IDBH-weak."""
+    """Random crop, or in its place CropShift, or IDBH-weak: CropShift, a change of colour or shape, erasing."""
     cutmix: float = 0.0
     """Share of images that get a rectangle of another, of at most half their area; labels stay."""
 

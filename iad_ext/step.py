@@ -43,12 +43,12 @@ class Prepared:
     logits: dict[str, Logits]
 
     def view(self, name: str) -> Images:
-        """The images that a pass reads, by the end of its name: x, x̃, or the mirror image 2x − x̃ in [0, 1]."""
+        """The images that a pass reads, by the end of its name: x, x̃, or the mirror image 2x − x̃, not clipped."""
         view = name.rpartition("_")[2]
         if view == "nat":
             return self.images
         assert self.adversarial is not None
-        return self.adversarial if view == "adv" else (2 * self.images - self.adversarial).clamp(0, 1)
+        return self.adversarial if view == "adv" else 2 * self.images - self.adversarial
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,11 @@ class Step:
                 # an attack that climbs away from a pass on natural images has it run first, once for both
                 reads: frozenset[str] = getattr(self.attack, "reads", frozenset())
                 prepared = self._teacher_passes(reads, prepared)
-                towards = [prepared.logits[name] for name in sorted(reads)]
-                adversarial = self.attack(images, labels, noise, *towards)
+                known = Outputs(**{name: prepared.logits[name] for name in reads})
+                if getattr(self.attack, "as_target", False):
+                    known = self.objective.with_targets(known, labels, epoch)
+                away_from = [known.get(name) for name in sorted(reads)]
+                adversarial = self.attack(images, labels, noise, *away_from)
                 prepared = replace(prepared, adversarial=adversarial)
             return self._teacher_passes(needed, prepared)
 

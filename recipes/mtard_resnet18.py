@@ -16,7 +16,7 @@ RECIPE = Recipe(
         recipe="mtard_resnet18",
         student=StudentSettings(name="cifar_resnet18"),
         objective=ObjectiveSettings(name="mtard", tau=1.0, options="balance_rate=0.025"),
-        attack=AttackSettings(name="pgd", eps=8 / 255, step=2 / 255, steps=10, mode="eval"),
+        attack=AttackSettings(name="mart", eps=8 / 255, step=2 / 255, steps=10, mode="eval"),
         train=TrainSettings(
             epochs=300,
             batch_size=128,

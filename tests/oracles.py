@@ -169,7 +169,7 @@ def akd2(z, y, epoch, *, tau=1.0, label_weight=0.25, teacher_weight=0.5, natural
     }
 
 
-def akd2_chen(z, y, epoch, *, tau=2.0, label_weight=0.3, teacher_weight=0.1, natural_teacher_weight=0.6):
+def akd2_chen(z, y, epoch, *, tau=2.0, label_weight=0.3, teacher_weight=0.6, natural_teacher_weight=0.1):
     return akd2(
         z,
         y,
@@ -309,7 +309,8 @@ def mart(z, y, epoch, *, self_weight=5.0):
 
 
 def half_cosine(ends, epoch, epochs):
-    passed = min(1.0, epoch / max(1, epochs - 1))
+    """Along half a cosine from one end of the run to the other, at the middle of `epoch`."""
+    passed = min(1.0, (epoch + 0.5) / epochs)
     return ends[1] + (ends[0] - ends[1]) * (1 + math.cos(math.pi * passed)) / 2
 
 
@@ -326,7 +327,7 @@ def adr(
     epoch,
     *,
     rectification=(0.7, 0.95),
-    temperatures=(2.0, 1.0),
+    temperatures=(2.5, 2.0),
     average_decay=0.995,
     ramp_epochs=200,
 ):
@@ -443,13 +444,13 @@ def needs(name, epoch, *, weights=None, **settings):
     ard_like = name in ("ard", "ard_goldblum", "iad1", "iad1_down")
     default_label = {"akd2_chen": 0.3}.get(name, 0.0 if ard_like else 0.25)
     label = settings.get("label_weight", default_label)
-    group = 1 - label if ard_like else settings.get("teacher_weight", 0.1 if name == "akd2_chen" else 0.5)
+    group = 1 - label if ard_like else settings.get("teacher_weight", 0.6 if name == "akd2_chen" else 0.5)
     if weights.get("label", label) > 0:
         found |= {"student_nat" if ard_like else "student_adv"}
     teacher = weights.get("teacher", group) > 0
     if teacher:
         found |= {"student_adv", "teacher_nat" if ard_like else "teacher_adv"}
-    natural = settings.get("natural_teacher_weight", 0.6 if name == "akd2_chen" else 0.25)
+    natural = settings.get("natural_teacher_weight", 0.1 if name == "akd2_chen" else 0.25)
     if not ard_like and weights.get("natural_teacher", natural) > 0:
         found |= {"student_adv", "natural_teacher_adv"}
     if name.startswith("iad") and not warm:

@@ -411,6 +411,33 @@ def test_the_network_is_run_once_a_step(tiny_network, batch):
         assert len(runs) == 7 + extra
 
 
+def test_adr_s_attack_climbs_the_cross_entropy_with_probabilities(tiny_network, batch):
+    """Against a loop over steps: uniform start, gradient's sign, ball and pixels, in train mode."""
+    ours, slow = tiny_network().train(), tiny_network().train()
+    images = batch[0]
+    target = torch.randn(len(images), 10, generator=stream(2))
+    attack = attacks.ADRPGD(ours, eps=0.05, alpha=0.02, steps=3, training=True)
+    noise = attack.draw_noise(tuple(images.shape), generator=stream(1))
+    found = attack(images, noise=noise, target=target)
+    adv = (images + noise).clamp(0, 1)
+    for _ in range(3):
+        adv = adv.detach().requires_grad_()
+        loss = -(target.softmax(1) * slow(adv).log_softmax(1)).sum()
+        (gradient,) = torch.autograd.grad(loss, adv)
+        adv = (adv + 0.02 * gradient.sign()).clamp(images - 0.05, images + 0.05).clamp(0, 1)
+    torch.testing.assert_close(found, adv)
+    assert 0.02 < noise.abs().max() <= 0.05
+    assert same_state(buffers(ours), buffers(slow))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [(attacks.RSLADPGD, "teacher_nat"), (attacks.ADRPGD, "average_nat")]
+)
+def test_an_attack_away_from_a_pass_asks_for_it(tiny_network, batch, kind, said):
+    with pytest.raises(ValueError, match=f"give it the logits of {said} as target="):
+        kind(tiny_network())(*batch)
+
+
 # ---------------------------------------------------------------------------------------------------- noise
 
 

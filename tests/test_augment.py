@@ -1,11 +1,14 @@
 """Augmentations against loops, and more images by their share: all functions of the position alone."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_batches import SIZE, equal, random_images, telling_images
+from torchvision.transforms.v2 import functional as F  # noqa: N812 (as torchvision's own pages call it)
 
 from iad_ext import augment
 from iad_ext.augment import AUGMENTATIONS, CUTMIX_NUMBERS
@@ -52,16 +55,56 @@ def test_cropshift_takes_every_strength_and_keeps_most_of_an_image():
     assert (strengths > 130).all()  # 2000 / 11 each, about
 
 
-@settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**32))
-def test_colours_are_their_loop(seed):
-    images, numbers = drawn(6, (5, 7), 2, seed)
-    found = augment.recolour(images, numbers)
-    for image, u, got in zip(images, numbers, found, strict=True):
-        kind, factor = whole(u[0], 3), 0.5 + float(u[1])
-        grey = image.mean(0, keepdim=True).expand_as(image)
-        anchor = [torch.zeros_like(image), torch.full_like(image, float(image.mean())), grey, image][kind]
-        torch.testing.assert_close(got, (anchor + factor * (image - anchor)).clamp(0, 1))
+KINDS = ("saturation", "brightness", "contrast", "sharpness", "autocontrast", "equalize", "shear", "rotate")
+
+
+def by_torchvision(image, kind, uniform, negative, horizontal):
+    """One image by torchvision's functions, at the strength that `uniform` stands for."""
+    if kind in ("autocontrast", "equalize"):
+        return getattr(F, kind)((image * 255).round().to(torch.uint8)) / 255
+    if kind == "shear":
+        degrees = math.degrees((0.05 + 0.1 * uniform) * (-1 if negative else 1))
+        shear = [degrees, 0.0] if horizontal else [0.0, degrees]
+        return F.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=shear)
+    if kind == "rotate":
+        return F.rotate(image, (1 + int(uniform * 10)) * (-1 if negative else 1))
+    wide = kind in ("saturation", "sharpness")
+    return getattr(F, f"adjust_{kind}")(image, 0.1 + 1.8 * uniform if wide else 0.5 + 1.4 * uniform)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=5)
+@given(seed=st.integers(0, 2**32), height=st.integers(8, 33), width=st.integers(8, 33))
+def test_each_change_is_torchvision_s(kind, seed, height, width):
+    images, numbers = drawn(6, (height, width), 4, seed)
+    images = (images * 255).round() / 255
+    numbers[:, 0] = (KINDS.index(kind) + 0.5) / 8
+    found = augment.colour_shape(images, numbers)
+    for image, u, got in zip(images, numbers.tolist(), found, strict=True):
+        expected = by_torchvision(image, kind, u[1], u[2] < 0.5, u[3] < 0.5)
+        if kind in ("shear", "rotate"):  # a place halfway between two pixels may be rounded to either
+            assert (got == expected).float().mean() > 0.97
+        else:
+            torch.testing.assert_close(got, expected, atol=1.5 / 255, rtol=0)
+
+
+def test_an_image_gets_one_of_eight_changes_and_all_are_as_likely():
+    images, numbers = drawn(1600, (8, 8), 4)
+    found = augment.colour_shape(images, numbers)
+    for k in range(8):
+        chosen = (numbers[:, 0] * 8).long() == k
+        assert 150 < int(chosen.sum()) < 250
+        alone = numbers[chosen].clone()
+        alone[:, 0] = (k + 0.5) / 8
+        torch.testing.assert_close(found[chosen], augment.colour_shape(images[chosen], alone))
+
+
+def test_grey_images_keep_their_colour():
+    images, numbers = drawn(64, (8, 8), 4)
+    images = images[:, :1]
+    assert augment.colour_shape(images, numbers).shape == images.shape
+    same = augment.colour_shape(images.expand(-1, 3, -1, -1), numbers)
+    torch.testing.assert_close(same[:, 0], same[:, 1], atol=1e-3, rtol=0)
 
 
 def test_erasing_blacks_out_a_rectangle_of_half_of_the_images():

@@ -157,6 +157,16 @@ def test_mtards_weights_move_with_the_global_batch_whatever_its_parts():
     assert states[0][0].tolist() != [0.5, 0.5]
 
 
+def test_mtards_weights_slow_down_with_the_learning_rate():
+    one = engine(objectives.mtard(balance_rate=0.3), Task(24))
+    assert one.optimizer.defaults["lr"] > 0
+    one.epoch(0, rate=one.optimizer.defaults["lr"])
+    fast = one.balance[0].clone()
+    one.epoch(1, rate=1e-12)
+    assert fast.tolist() != [0.5, 0.5]
+    torch.testing.assert_close(one.balance[0], fast)
+
+
 # ------------------------------------------------------------------------------------------ perturbed weights
 
 

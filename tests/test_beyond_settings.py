@@ -88,6 +88,7 @@ def test_what_ramps_takes_the_epochs_of_the_run():
         ("--average.name swa", "adr", "taught by a moving average, which swa is not"),
         ("--average.name ema --average.decay 1.5", "at", "--average.decay must be at most 1"),
         ("--train.awp -0.1", "at", "--train.awp must be at least 0"),
+        ("--attack.name adr", "rslad", "which rslad does not keep; take --attack.name rslad"),
     ],
 )
 def test_what_cannot_be_is_said_before_any_compute(line, name, said):
@@ -105,6 +106,7 @@ def test_what_cannot_be_is_said_before_any_compute(line, name, said):
         ("adaad", "--attack.name adaad", "44 F = attack 40 + student 3 + teachers 1"),
         ("mart", "--attack.name mart", "26 F = attack 20 + student 6 + teachers 0"),
         ("adr", "", "24 F = attack 20 + student 3 + teachers 1"),
+        ("adr", "--attack.name adr", "24 F = attack 20 + student 3 + teachers 1"),
         ("at", "--attack.name rslad", "24 F = attack 20 + student 3 + teachers 1"),
         ("at", "--train.awp 0.005", "26 F = attack 20 + student 6 + teachers 0"),
     ],

@@ -337,7 +337,7 @@ def test_introspect_adds_one_term_to_any_base(name):
     assert list(loss.terms) == [*plain.terms, added]
     for term, values in plain.terms.items():
         assert torch.equal(loss.terms[term], values)
-    weight = {"ard": 0.7, "ard_goldblum": 0.8, "akd2": 0.5 * 2**2, "akd2_chen": 0.1 * 2**2}
+    weight = {"ard": 0.7, "ard_goldblum": 0.8, "akd2": 0.5 * 2**2, "akd2_chen": 0.6 * 2**2}
     weight |= {"rslad": 5 / 6, "adaad": 0.8, "mtard": 0.5 * 2**2}
     weight = weight.get(name, 1.0)
     divergence = terms.kl(student=outputs.student_adv, target=outputs.student_nat)
@@ -469,8 +469,8 @@ def test_the_defaults_are_the_papers():
         "akd2_chen": {
             "tau": 2.0,
             "label_weight": 0.3,
-            "teacher_weight": 0.1,
-            "natural_teacher_weight": 0.6,
+            "teacher_weight": 0.6,
+            "natural_teacher_weight": 0.1,
         },
         "akd2_down": {"beta": 0.1} | akd2,
         "iad1": iad | {"label_weight": 0.0, "gate_teacher": False, "warmup_epochs": 60},
@@ -482,7 +482,7 @@ def test_the_defaults_are_the_papers():
         "mart": {"self_weight": 5.0},
         "adr": {
             "rectification": (0.7, 0.95),
-            "temperatures": (2.0, 1.0),
+            "temperatures": (2.5, 2.0),
             "average_decay": 0.995,
             "ramp_epochs": 200,
         },
@@ -507,12 +507,12 @@ def test_each_row_names_the_attack_of_its_source():
         "iad2": ("pgd", True),
         "rslad": ("rslad", False),
         "adaad": ("adaad", False),
-        "mtard": ("pgd", False),
+        "mtard": ("mart", False),
         "mart": ("mart", False),
-        "adr": ("pgd", False),
+        "adr": ("adr", True),
         "adaiad": ("adaad", False),
         "iad_rslad": ("rslad", False),
-        "iad_mtard": ("pgd", False),
+        "iad_mtard": ("mart", False),
     }
     assert objectives.st().attack == "none"
 

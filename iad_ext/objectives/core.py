@@ -132,11 +132,11 @@ class Balance:
 
     A term that has fallen less than the others since the first step gets more weight. The state is a tensor
     (2, terms) of float64: the weights, which sum to 1, and the losses of the first step, NaN before it. A step
-    runs under the weights that the steps before it left (our reading: it lets a batch be computed in parts).
+    runs under the weights that the steps before it left, so that a batch can be computed in parts.
 
     Attributes:
         terms: names of the terms.
-        rate: share of the new weight at each step, in (0, 1); MTARD's r_w.
+        rate: share of the new weight at each step, in [0, 1); MTARD's r_w.
         power: exponent of the relative losses; MTARD's β.
     """
 
@@ -149,14 +149,18 @@ class Balance:
         even = torch.full((len(self.terms),), 1 / len(self.terms), dtype=torch.float64, device=device)
         return torch.stack([even, torch.full_like(even, torch.nan)])
 
-    def updated(self, state: Tensor, weighted: Tensor) -> Tensor:
-        """The state after a step, from the batch means (terms,) of the terms as the step weighted them."""
+    def updated(self, state: Tensor, weighted: Tensor, *, slowed: float = 1.0) -> Tensor:
+        """The state after a step, from the batch means (terms,) of the terms as the step weighted them.
+
+        `slowed` multiplies the rate; in [0, 1].
+        """
         weights, first = state
         losses = weighted.double() / weights
         first = torch.where(first.isnan(), losses, first)
         tiny = torch.finfo(torch.float64).tiny
         relative = (losses.clamp(min=tiny) / first.clamp(min=tiny)) ** self.power
-        return torch.stack([self.rate * relative / relative.sum() + (1 - self.rate) * weights, first])
+        rate = self.rate * slowed
+        return torch.stack([rate * relative / relative.sum() + (1 - rate) * weights, first])
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,7 @@ class Objective:
     trust_of: ImageWeight | None = None
     warmup: "Objective | None" = None
     warmup_epochs: int = 0
-    attack: Literal["pgd", "trades", "rslad", "adaad", "mart", "none"] = "pgd"
+    attack: Literal["pgd", "trades", "rslad", "adaad", "mart", "adr", "none"] = "pgd"
     attack_training: bool = True
     introspection_weight: float = 1.0
     introspection_scale: float = 1.0
@@ -295,8 +299,7 @@ class Objective:
         trust = self.trust_of(outputs, labels) if self.trust_of is not None and self.reads_trust else None
         by_image = [weight(outputs, labels) for weight in self.sample_weights]
         by_step = self._balanced(balance, outputs)
-        for target in self.targets:
-            outputs = target(outputs, labels, epoch)
+        outputs = self.with_targets(outputs, labels, epoch)
         weighted = {}
         for term in active:
             loss_of_term = term.weight * term.loss(outputs, labels)
@@ -307,6 +310,12 @@ class Objective:
             weighted[term.name] = functools.reduce(torch.mul, by_image, loss_of_term)
         per_image = functools.reduce(torch.add, weighted.values())
         return Loss(total=per_image.mean(), terms=weighted, per_image=per_image, trust=trust)
+
+    def with_targets(self, outputs: Outputs, labels: Labels, epoch: int) -> Outputs:
+        """Return the outputs as the terms read them."""
+        for target in self.targets:
+            outputs = target(outputs, labels, epoch)
+        return outputs
 
     def _balanced(self, state: Tensor | None, outputs: Outputs) -> dict[str, Tensor]:
         """The weights of this step, by term, as scalars of the logits' type."""

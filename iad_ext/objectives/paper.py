@@ -116,11 +116,15 @@ def akd2_chen(
     *,
     tau: float = 2.0,
     label_weight: float = 0.3,
-    teacher_weight: float = 0.1,
-    natural_teacher_weight: float = 0.6,
+    teacher_weight: float = 0.6,
+    natural_teacher_weight: float = 0.1,
     weights: Weights | None = None,
 ) -> Objective:
-    """AKD2 with Chen et al.'s own temperature and weights. Their runs average weights too (SWA); not here."""
+    """AKD2 with the temperature and weights of Chen et al.'s released code; arguments as for `akd2`.
+
+    Their first teacher (0.1) is the naturally trained one, their second (0.6) the adversarially trained one. Their runs
+    average weights too, from the 56th epoch on: `--average.name swa --average.start 55` of 200.
+    """
     return _akd2(tau, label_weight, teacher_weight, natural_teacher_weight).with_weights(weights)
 
 

@@ -135,15 +135,15 @@ def trust(objective: Objective, name: str, /) -> Objective:
 
 @plugin
 def igdm(objective: Objective, weight: float, /, *, ramp_epochs: int = 200) -> Objective:
-    """Add IGDM's matching of input gradients (Lee et al. 2024), a(epoch) · KL(T(x̃) − T(x̄) → S(x̃) − S(x̄)).
+    """Add IGDM's matching of input gradients (Lee et al. 2023), a(epoch) · KL(T(x̃) − T(x̄) → S(x̃) − S(x̄)).
 
-    x̄ = 2x − x̃ is the adversarial image mirrored in the natural one; a difference of logits across it stands for the
-    gradient along the attack's direction, and softmax is taken of the difference. a grows linearly from 0 at epoch 0.
-    Our readings: x̄ is clipped to [0, 1], and a = weight · epoch / ramp_epochs.
+    x̄ = 2x − x̃ is the adversarial image mirrored in the natural one, not clipped to [0, 1]; a difference of logits
+    across it stands for the gradient along the attack's direction, and softmax is taken of the difference.
+    a = weight · (epoch + 1) / ramp_epochs. Source: the released code, epochs counted from 0.
 
     Args:
         objective: any; one without a teacher needs one then.
-        weight: a at epoch `ramp_epochs`, > 0.
+        weight: a in the last epoch, > 0; 20 on CIFAR-100 in the code, 1 on CIFAR-10 in that of SAAD's authors.
         ramp_epochs: the run's epochs, > 0.
     """
     check_number("igdm", weight, above=0)
@@ -155,7 +155,9 @@ def igdm(objective: Objective, weight: float, /, *, ramp_epochs: int = 200) -> O
             target=outputs.get("teacher_adv") - outputs.get("teacher_mirror"),
         )
 
-    growing = Factor(lambda _, epoch: epoch / ramp_epochs, reads_trust=False, formula=f"epoch/{ramp_epochs}")
+    growing = Factor(
+        lambda _, epoch: (epoch + 1) / ramp_epochs, reads_trust=False, formula=f"(epoch+1)/{ramp_epochs}"
+    )
     term = Term(
         name="igdm",
         loss=loss,
@@ -219,8 +221,9 @@ def target(objective: Objective, name: str, /) -> Objective:
 
     Args:
         objective: any.
-        name: `swap` (DGAD: the logits of the true class and of the largest one change places, so that a teacher that is
-            wrong is right, as sure as it was). Trust and sample weights still see what the teacher said.
+        name: `swap` (Park & Min 2024, DGAD: the logits of the true class and of the largest one change places, so that
+            a teacher that is wrong is right, as sure as it was). Trust, sample weights and attacks still see what the
+            teacher said.
     """
     check_name("target", name)
     if name not in TARGETS:
@@ -281,8 +284,10 @@ def sample_weight(objective: Objective, name: str, /) -> Objective:
 
     Args:
         objective: any; one without a teacher needs one then.
-        name: `entropy` (SAAD: the teacher's entropy on x̃ in nats, which distrusts an over-confident teacher),
-            `correct` (DGAD's gate: 1 where the teacher is right on x, else 0) or `entropy_correct` (their product).
+        name: `entropy` (after SAAD, Lee & Chung 2026: the teacher's entropy on x̃ in nats, which distrusts an
+            over-confident teacher; SAAD itself takes five times the entropy beyond the batch's smallest), `correct`
+            (after DGAD, Park & Min 2024: 1 where the teacher is right on x, else 0; DGAD itself trains those images on
+            x instead of leaving them out) or `entropy_correct` (their product).
     """
     weight = _chosen("sample_weight", name, SAMPLE_WEIGHTS)
     attack = "pgd" if objective.attack == "none" and weight.reads & _ADV else objective.attack

@@ -24,8 +24,8 @@ from iad_ext.types import Labels, Logits, PerImage
 def rslad(*, tau: float = 1.0, adv_weight: float = 5 / 6, weights: Weights | None = None) -> Objective:
     """RSLAD (Zi et al. 2021): w τ² KL(T_at(x) → S(x̃); τ) + (1 − w) τ² KL(T_at(x) → S(x); τ).
 
-    The attack climbs KL(T_at(x) → S(x̃)), on the student in eval mode. The released code averages the KL over the
-    classes too; here it is summed, as in the paper.
+    The attack climbs KL(T_at(x) → S(x̃)), on the student in eval mode. The released code's KL is a tenth of this one:
+    averaged over CIFAR-10's classes too, summed over CIFAR-100's and divided by ten.
 
     Args:
         tau: distillation temperature τ > 0; 1 in the paper.
@@ -40,7 +40,8 @@ def adaad(*, tau: float = 1.0, adv_weight: float = 1.0, weights: Weights | None 
     """AdaAD (Huang et al. 2023): w τ² KL(T_at(x̃) → S(x̃); τ) + (1 − w) τ² KL(T_at(x) → S(x); τ), w = 1.
 
     The attack climbs KL(T_at(x̃) → S(x̃)) with the gradient through both networks, on the student in eval mode. The
-    teacher is not trained: in the loss its predictions are numbers.
+    teacher is not trained: in the loss its predictions are numbers. The released code averages the KL over CIFAR-10's
+    classes too, and sums it over CIFAR-100's, as here.
 
     Args:
         tau: distillation temperature τ > 0; 1 in the paper.
@@ -74,12 +75,13 @@ def mtard(
     """MTARD (Zhao et al. 2022): w₁ τ² KL(T_at(x̃) → S(x̃); τ) + w₂ τ² KL(T_st(x) → S(x); τ), w₁ + w₂ = 1.
 
     Each weight moves at each step by `balance_rate` towards its term's share of the relative losses L(t) / L(0), from
-    1/2: the teacher whose term has fallen less is listened to more. Our reading: a step runs under the weights that
-    the steps before it left. The student is attacked on cross-entropy, in eval mode.
+    1/2: the teacher whose term has fallen less is listened to more. As in the released code the rate falls with the
+    learning rate, and the student is attacked as MART's, on cross-entropy from x + 0.001 · normal noise, in eval mode.
+    Other than there, a step runs under the weights that the steps before it left, not under its own.
 
     Args:
         tau: distillation temperature τ > 0 of both.
-        balance_rate: r_w in [0, 1); 0 keeps both weights at 1/2.
+        balance_rate: r_w in [0, 1) at the first learning rate; 0 keeps both weights at 1/2.
         balance_power: exponent ≥ 0 of the relative losses.
         weights: factors of `teacher` and `natural_teacher` beside the moving weights; 0 drops one and its balance.
     """
@@ -92,6 +94,7 @@ def mtard(
             parts.distil("teacher", "teacher_adv", tau, 1.0),
             parts.distil("natural_teacher", "natural_teacher_nat", tau, 1.0, student="student_nat"),
         ),
+        attack="mart",
         attack_training=False,
         introspection_weight=0.5,
         introspection_scale=tau**2,
@@ -110,7 +113,7 @@ def mart(*, self_weight: float = 5.0, weights: Weights | None = None) -> Objecti
     and the attack on cross-entropy starts at x + 0.001 · normal noise, on the student in eval mode.
 
     Args:
-        self_weight: λ; 5 in the paper's experiments, 6 by default in its code.
+        self_weight: λ; 5 for ResNet-18, 6 for WideResNet in the released code.
         weights: replaces the weights of `label` and `self`.
     """
     check_number("self_weight", self_weight, at_least=0)
@@ -144,7 +147,7 @@ def mart(*, self_weight: float = 5.0, weights: Weights | None = None) -> Objecti
 def adr(
     *,
     rectification: tuple[float, float] = (0.7, 0.95),
-    temperatures: tuple[float, float] = (2.0, 1.0),
+    temperatures: tuple[float, float] = (2.5, 2.0),
     average_decay: float = 0.995,
     ramp_epochs: int = 200,
     weights: Weights | None = None,
@@ -152,15 +155,16 @@ def adr(
     """ADR (Wu et al. 2024): cross-entropy of S(x̃) with λ_i softmax(Ŝ(x) / τ) + (1 − λ_i) · one-hot(y).
 
     Ŝ is the moving average of the student's own weights: no teacher. λ_i = clip(λ − (max_k P_k − P_y), 0, 1) with
-    P = softmax(Ŝ(x) / τ), so that the true class keeps the highest probability; λ rises and τ falls with the epoch
-    along half a cosine. Our readings: the student is attacked on cross-entropy with the label, in eval mode; Ŝ is
-    asked in eval mode, with running statistics averaged as its weights are.
+    P = softmax(Ŝ(x) / τ), so that the true class keeps the highest probability; λ rises and τ falls along half a
+    cosine. As in the released code the attack climbs the same cross-entropy with the rectified label, on the student in
+    train mode, and Ŝ is asked in eval mode, with running statistics averaged as its weights are. Other than there,
+    λ and τ move once an epoch, to their values at its middle, and not at every step.
 
     Args:
-        rectification: λ at the first and at the last epoch, in [0, 1].
-        temperatures: τ at the first and at the last epoch, > 0; CIFAR-100 ends at 1.5, Tiny-ImageNet at 2.
+        rectification: λ at the beginning and at the end of the run, in [0, 1]; 0.5 and 0.9 on Tiny-ImageNet.
+        temperatures: τ likewise, > 0; 1.5 and 1 on CIFAR-100, 2 and 1.5 on Tiny-ImageNet.
         average_decay: share of the average that stays at each step, in [0, 1).
-        ramp_epochs: epochs from first to last, > 0; the run's.
+        ramp_epochs: epochs from beginning to end, > 0; the run's.
         weights: replaces the weight of `label`.
     """
     _check_pair("rectification", rectification, at_least=0, at_most=1)
@@ -169,7 +173,7 @@ def adr(
     check_whole("ramp_epochs", ramp_epochs, at_least=1)
 
     def at(ends: tuple[float, float], epoch: int) -> float:
-        passed = min(epoch / max(1, ramp_epochs - 1), 1.0)
+        passed = min((epoch + 0.5) / ramp_epochs, 1.0)
         return ends[1] + (ends[0] - ends[1]) * (1 + math.cos(math.pi * passed)) / 2
 
     def rectified(logits: Logits, labels: Labels, epoch: int) -> Logits:
@@ -192,7 +196,7 @@ def adr(
                 formula=f"CE(S(x̃), λ_i {SYMBOLS['average_nat']} + (1 − λ_i) y)",
             ),
         ),
-        attack_training=False,
+        attack="adr",
         targets=(Target(frozenset({"average_nat"}), rectified, "Ŝ at temperature τ"),),
         average_decay=average_decay,
     ).with_weights(weights)
@@ -200,7 +204,7 @@ def adr(
 
 def _check_pair(name: str, pair: tuple[float, float], **limits: float) -> None:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise ValueError(f"{name} must be two numbers, of the first and the last epoch; got {pair!r}")
+        raise ValueError(f"{name} must be two numbers, of the run's beginning and its end; got {pair!r}")
     for end, value in zip(("first", "last"), pair, strict=True):
         check_number(f"{name}, {end}", value, **limits)
 
@@ -223,8 +227,8 @@ def adaiad(
 ) -> Objective:
     """AdaIAD = introspect(AdaAD) (Huang et al. 2023): w τ² KL(T_at(x̃) → S(x̃); τ) + w γ KL(S(x) → S(x̃)), w = 1.
 
-    Arguments as for `adaad` and `introspect`; the teacher term is not weighed by α unless asked, as in IAD-I. The
-    warm-up is our choice: IAD-I's share of 200 epochs.
+    Arguments as for `adaad` and `introspect`; the teacher term is not weighed by α unless asked, as in the released
+    code, whose warm-up of 60 epochs this is. That code runs it at τ = 30, as the recipe does.
     """
     return introspect(
         adaad(tau=tau, adv_weight=adv_weight),
