@@ -231,9 +231,59 @@ def svg(name: str, runs: Sequence[str | Path | Run]) -> str:
 
     The other colours are the custom properties `--fig-000000`, `--fig-0072B2` and so on where the page sets them.
     """
-    held = io.StringIO()
     with mpl.rc_context(STYLE):
-        _figure(name, runs).savefig(held, format="svg", transparent=True, metadata={"Date": None})
+        return _element(name, _figure(name, runs))
+
+
+def relation(found: Mapping[str, Any], path: str | Path) -> None:
+    """Draw one quantity of a study's rows against another: points by method, named by their teachers.
+
+    Args:
+        found: an entry of `relations` in a study's `study.json`.
+        path: where to write; the suffix says the format.
+
+    Raises:
+        NothingToDrawError: no row has both quantities yet.
+    """
+    with mpl.rc_context(STYLE):
+        _scattered(found).savefig(path, dpi=200, **_undated(Path(path).suffix))
+
+
+def relation_svg(found: Mapping[str, Any]) -> str:
+    """The same as an SVG element, as `svg` makes one."""
+    with mpl.rc_context(STYLE):
+        return _element(str(found["name"]), _scattered(found))
+
+
+def _scattered(found: Mapping[str, Any]) -> Figure:
+    if not found["points"]:
+        raise NothingToDrawError(f"no row has {found['x']} and {found['y']} yet")
+    figure = Figure(figsize=(4.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for held, (colour, marker, _) in zip(found["correlations"], itertools.cycle(MARKS), strict=False):
+        own = [point for point in found["points"] if point["method"] == held["method"]]
+        rho = f"ρ = {held['rho']:+.2f}" if held["rho"] is not None else "no ρ"
+        label = f"{held['called']}: {rho}, n = {held['n']}"
+        axes.plot([p["x"] for p in own], [p["y"] for p in own], marker, color=colour, label=label)
+        for point in own:
+            axes.annotate(
+                str(point["teacher"] or point["label"]),
+                (point["x"], point["y"]),
+                xytext=(4, 3),
+                textcoords="offset points",
+                fontsize=6,
+                color="#777777",
+            )
+    axes.margins(x=0.16, y=0.1)
+    axes.set_xlabel(found["x_title"])
+    axes.set_ylabel(found["y_title"])
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handletextpad=0.1)
+    return figure
+
+
+def _element(name: str, figure: Figure) -> str:
+    held = io.StringIO()
+    figure.savefig(held, format="svg", transparent=True, metadata={"Date": None})
     text = held.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

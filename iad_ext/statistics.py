@@ -5,6 +5,7 @@ Images are resampled in pairs (an image that both networks get right says nothin
 of them would claim more than they know: their spread, pooled over all rows of a study, enters with Student's t.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -205,6 +206,52 @@ def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, 
         return difference, difference, difference
     interval = found.confidence_interval(0.95)
     return difference, float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's rank correlation of a few pairs.
+
+    Attributes:
+        rho: ρ, in [−1, 1].
+        p: two-sided p-value: exact, of all orders that one side could have, up to 8 pairs; Student's t beyond.
+        n: pairs.
+        least: the smallest |ρ| that so many pairs would tell from chance (p ≤ 0.05); None where none would.
+    """
+
+    rho: float
+    p: float
+    n: int
+    least: float | None
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> RankCorrelation | None:
+    """Correlate the ranks of two quantities; None for fewer than three pairs, or where one of them does not vary.
+
+    Raises:
+        ValueError: not as many of the one as of the other.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"pairs need as many of each quantity; got {len(x)} and {len(y)}")
+    n = len(x)
+    if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    ranks = [stats.rankdata(values) - (n + 1) / 2 for values in (x, y)]
+    a, b = (one / np.linalg.norm(one) for one in ranks)
+    rho = float(a @ b)
+    if n <= 8:
+        orders = np.array(list(itertools.permutations(b)))
+        # rounded, since equal sums differ by their order of adding
+        by_chance = np.abs(orders @ a).round(9)
+        p = float((by_chance >= round(abs(rho), 9)).mean())
+        told = [value for value in np.unique(by_chance) if (by_chance >= value).mean() <= 0.05]
+        least = float(told[0]) if told else None
+    else:
+        t = rho * math.sqrt((n - 2) / max(1 - rho**2, 1e-12))
+        p = float(2 * stats.t.sf(abs(t), n - 2))
+        bound = float(stats.t.ppf(0.975, n - 2))
+        least = bound / math.sqrt(n - 2 + bound**2)
+    return RankCorrelation(rho=rho, p=p, n=n, least=least)
 
 
 def detectable(

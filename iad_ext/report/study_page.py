@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from iad_ext.evaluation import TITLES
-from iad_ext.plots import MARKS, Run
+from iad_ext.plots import MARKS, Run, relation_svg
 from iad_ext.report.html import Html, badge, count, is_number, notes, number, page, section, share, tag
 from iad_ext.report.reading import Sections, bar, mapping, read
 
@@ -30,6 +30,7 @@ def html_of(folder: Path) -> str:
             for which in ("best", "last")
         ),
         sections.make("the comparisons", lambda: _comparisons(study)),
+        sections.make("the relations", lambda: _relations(study)),
         sections.make("the curves", lambda: _curves(study, folder, sections)),
         sections.make("the settings", lambda: _pairs("Settings", study.get("settings"))),
         sections.make("the provenance", lambda: _pairs("Provenance", study.get("provenance"))),
@@ -258,6 +259,34 @@ def _comparison(one: Mapping[str, Any], reach: float) -> Html:
         tag("td", number(one.get("mcnemar_p"), 3)),
         tag("td", f"{count(held)}, {count(one.get('n'))}"),
     )
+
+
+def _relations(study: Mapping[str, Any]) -> Html | None:
+    """One quantity of the rows against another, as far as rows have both."""
+    drawn = [
+        tag(
+            "figure",
+            Html(relation_svg(found)),
+            tag("figcaption", tag("b", f"{found['y_title']} against {found['x_title']}. "), _few(found)),
+        )
+        for found in map(mapping, study.get("relations") or ())
+        if found.get("points")
+    ]
+    intro = (
+        "A point a row of the table, named by its teacher; ρ is Spearman's rank correlation, n counts rows."
+    )
+    return section("Relations", tag("div", *drawn, class_="figures"), intro=intro) if drawn else None
+
+
+def _few(found: Mapping[str, Any]) -> str:
+    """What so few points can tell."""
+    parts = []
+    for held in map(mapping, found.get("correlations") or ()):
+        p, least = held.get("p"), held.get("least")
+        if is_number(p):
+            from_on = f", told from chance only from |ρ| = {number(least, 2)} on" if is_number(least) else ""
+            parts.append(f"{held.get('called')}: p = {number(p, 3)}{from_on}")
+    return "; ".join(parts)
 
 
 def _curves(study: Mapping[str, Any], folder: Path, sections: Sections) -> Html | None:

@@ -14,7 +14,7 @@ from iad_ext import checkpoint, files, plots
 from iad_ext.checkpoint import CheckpointError
 from iad_ext.report import write as write_page
 from iad_ext.studies import results, runner, tables
-from iad_ext.studies.grid import Cell, Choices, Grid, Study, expand, names, read
+from iad_ext.studies.grid import Cell, Choices, Grid, Relation, Study, expand, names, read
 from iad_ext.studies.runner import Outcome, Runner
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ def report(grid: Grid) -> dict[str, Any]:
             files.write_text(folder / "table.tex", tables.latex(content))
             files.write_text(folder / "table.csv", tables.comma_separated(content))
             _draw(grid, folder)
+            _draw_relations(content, folder)
             write_page(folder)
         except OSError as error:
             raise CheckpointError(f"cannot write to the study's folder {folder}: {error}") from error
@@ -102,6 +103,16 @@ def _draw(grid: Grid, folder: Path) -> None:
             log.warning("%s is not drawn: %s", name, error)
 
 
+def _draw_relations(content: dict[str, Any], folder: Path) -> None:
+    for relation in content["relations"]:
+        name = relation["name"] + (f"-{relation['data']}" if len(content["settings"]["data"]) > 1 else "")
+        try:
+            for suffix in ("png", "svg"):
+                plots.relation(relation, folder / f"{name.replace('/', '--')}.{suffix}")
+        except plots.NothingToDrawError as error:
+            log.warning("%s is not drawn: %s", name, error)
+
+
 def shards_are_done(grid: Grid) -> bool:
     """Whether all cells of a study are finished, whoever ran them."""
     return all(map(runner.is_finished, grid.cells))
@@ -119,6 +130,7 @@ __all__ = [
     "Choices",
     "Grid",
     "Outcome",
+    "Relation",
     "Study",
     "Way",
     "announce",

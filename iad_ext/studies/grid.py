@@ -7,6 +7,7 @@ that the same cell of two studies is one folder, and a cell with the paper's own
 import dataclasses
 import fnmatch
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from iad_ext import files, paper, recipes
 from iad_ext import settings as settings_
+from iad_ext.diagnostics import FIGURES as LOGGED
 from iad_ext.evaluation import ATTACKS
 from iad_ext.names import unknown
 from iad_ext.plan import NAMED_TEACHERS, TRAINING_IMAGES, Plan, default_folder
@@ -25,6 +27,7 @@ from iad_ext.studies.overrides import Overrides
 MEASURES = ("natural", "fgsm", "pgd20", "cw_inf", "aa")
 COSTS = ("seconds_per_epoch", "gpu_mib")  # measured by every run as it trains
 EXPECTED = ("greater", "less", "close")
+OF_TEACHER = "teacher."  # before a measure: that of the network that taught the row
 TEACHERS = NAMED_TEACHERS
 LONGEST = 200  # bytes of a folder's name: file systems take 255, and the log beside it has a suffix
 # images of a data set that --scale takes a fraction of
@@ -38,7 +41,7 @@ class Row:
     Attributes:
         label: its name, unique within the study.
         method: of the recipe: `at`, `iad1` …
-        teacher: `at`, `trades`, whatever --teacher takes, or None.
+        teacher: `at`, `trades`, the label of a row that trains it, whatever --teacher takes, or None.
         settings: what it changes, in epochs of the recipe's own length.
         against: label of the row that it is compared with.
         seeds: its own; None for the study's.
@@ -80,6 +83,26 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Relation:
+    """One quantity of the rows against another: a figure, a table and rank correlations.
+
+    A quantity is a measure such as `aa`, the same of the row's teacher (`teacher.aa`), or a figure of `metrics.jsonl`
+    such as `teacher/entropy_on_student_adv`, in the epoch that the checkpoint is of.
+
+    Attributes:
+        name: of the figure's files.
+        x: one quantity.
+        y: the other.
+        checkpoint: `best` or `last`.
+    """
+
+    name: str
+    x: str
+    y: str
+    checkpoint: str = "best"
+
+
+@dataclass(frozen=True)
 class Study:
     """What a study's file declares. See docs/studies.md for the file."""
 
@@ -91,6 +114,7 @@ class Study:
     claims: tuple[Claim, ...] = ()
     table: str | None = None
     figures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    relations: tuple[Relation, ...] = ()
     measures: tuple[str, ...] = MEASURES
     seeds: tuple[int, ...] = (0,)
     teacher_seed: int | None = None
@@ -243,6 +267,7 @@ def _study(name: str, content: object) -> Study:
         "note",
         "table",
         "figures",
+        "relations",
         "data",
         "student",
         "measures",
@@ -268,6 +293,7 @@ def _study(name: str, content: object) -> Study:
         claims=tuple(_claim(claim) for claim in _list(found.get("claims", []))),
         table=found.get("table"),
         figures={name: tuple(_list(labels)) for name, labels in dict(found.get("figures", {})).items()},
+        relations=tuple(_relation(relation) for relation in _list(found.get("relations", []))),
         measures=tuple(_list(found.get("measures", MEASURES))),
         seeds=tuple(map(int, _list(found.get("seeds", 0)))),
         teacher_seed=found.get("teacher_seed"),
@@ -307,6 +333,22 @@ def _claim(content: object) -> Claim:
     return claim
 
 
+def _relation(content: object) -> Relation:
+    found = _fields(
+        content, [f.name for f in dataclasses.fields(Relation)], "a relation", needed=("name", "x", "y")
+    )
+    relation = Relation(**{name: str(value) for name, value in found.items()})
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", relation.name) or relation.name in FIGURES:
+        raise ValueError(
+            f"a relation's name is a file's, and none of {', '.join(FIGURES)}; got {relation.name!r}"
+        )
+    if relation.checkpoint not in ("best", "last"):
+        raise ValueError(
+            unknown(f"checkpoint of relation {relation.name}", relation.checkpoint, ("best", "last"))
+        )
+    return relation
+
+
 def _check(study: Study) -> None:
     if not study.rows or not study.data:
         raise ValueError("a study needs at least one row and one data set; there is nothing to run")
@@ -317,6 +359,13 @@ def _check(study: Study) -> None:
     for row in study.rows:
         if row.against is not None and row.against not in labels:
             raise ValueError(f"row {row.label!r}: {unknown('row', row.against, labels)}")
+    for row in study.rows:
+        _check_teacher(study, row)
+    quantities = [*study.measures, *(OF_TEACHER + measure for measure in study.measures), *LOGGED]
+    for relation in study.relations:
+        for quantity in (relation.x, relation.y):
+            if quantity not in quantities:
+                raise ValueError(f"relation {relation.name}: {unknown('quantity', quantity, quantities)}")
     known = {*ATTACKS, *COSTS}
     for measure in study.measures:
         if measure not in known:
@@ -335,6 +384,25 @@ def _check(study: Study) -> None:
         for label in drawn:
             if label not in labels:
                 raise ValueError(f"figure {name}: {unknown('row', label, labels)}")
+
+
+def _check_teacher(study: Study, row: Row) -> None:
+    """A row that teaches is of a method that is not taught itself: its name would not say by whom."""
+    if row.teacher is None or row.teacher in TEACHERS:
+        return
+    labels = [one.label for one in study.rows]
+    if row.teacher not in labels:
+        if " " in row.teacher:  # no path, name or id that --teacher takes
+            raise ValueError(f"row {row.label!r}: {unknown('teacher', row.teacher, [*TEACHERS, *labels])}")
+        return
+    teaching = study.rows[labels.index(row.teacher)]
+    for student in dict.fromkeys(study.student.values()):
+        usual = recipes.load(f"{teaching.method}_{student}").settings
+        if teaching.teacher or usual.teacher or usual.natural_teacher:
+            raise ValueError(
+                f"row {row.label!r}: {row.teacher!r} is taught itself; a row that teaches is of a method without a "
+                "teacher, such as at, trades or st"
+            )
 
 
 # ------------------------------------------------------------------------------------------- cells
@@ -463,15 +531,21 @@ class _Maker:
         paths: dict[str, str] = {}
         differences = {"": self._differences(recipe, settings)}
         other_seeds: list[str] = []
+        rows = {one.label: one for one in self.study.rows}
         for role, source in asked.items():
-            if source in TEACHERS:
+            if source in TEACHERS or source in rows:
                 of_teacher = self.seed if self.study.teacher_seed is None else self.study.teacher_seed
-                made = self._cells(source, None, {}, "natural", None, of_teacher)
+                teaches, its_own = (
+                    (source, {}) if source in TEACHERS else (rows[source].method, rows[source].settings)
+                )
+                made = self._cells(teaches, None, its_own, "natural", None, of_teacher)
                 cells += made
+                asked[role] = teaches
                 paths[role] = str(made[-1].folder)
-                differences[f"{source}."] = self._differences(made[-1].recipe, made[-1].settings)
+                prefix = f"{teaches}." if f"{teaches}." not in differences else f"{role}."
+                differences[prefix] = self._differences(made[-1].recipe, made[-1].settings)
                 if of_teacher != seed:
-                    other_seeds.append(f"{source}.seed={of_teacher}")
+                    other_seeds.append(f"{teaches}.seed={of_teacher}")
             elif source is not None:
                 paths[role] = source
         named = settings_.override(settings, {"train.seed": seed, **asked, "out": None})

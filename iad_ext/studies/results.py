@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from iad_ext import checkpoint, files, paper, provenance, statistics
 from iad_ext.evaluation import TITLES, images
 from iad_ext.statistics import Difference, Flags, Spread
-from iad_ext.studies import overrides
+from iad_ext.studies import overrides, relations
 from iad_ext.studies.grid import COSTS, Claim, Grid, Line
 from iad_ext.studies.runner import environment_of
 
@@ -115,6 +115,7 @@ class _Collector:
                 self._claim(claim, comparisons, data) for data in self._data() for claim in study.claims
             ],
             "figures": {name: list(labels) for name, labels in study.figures.items()},
+            "relations": relations.collect(self.grid),
             "provenance": self._provenance(),
         }
 

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from iad_ext.studies import relations
 from iad_ext.studies.grid import COSTS
 from iad_ext.studies.results import NAMES, described
 
@@ -34,6 +35,15 @@ def markdown(study: Content) -> str:
     if study["comparisons"]:
         lines += ["## Differences", "", *_about_differences(study), ""]
         lines += [_in_markdown(*_differences(study, "**{}**".format)), ""]
+    for relation in study["relations"]:
+        several = len(study["settings"]["data"]) > 1
+        about = (
+            f"{relation['y_title']} against {relation['x_title']}{', ' + relation['data'] if several else ''}"
+        )
+        lines += [f"## {about[0].upper()}{about[1:]}", ""]
+        if relation["points"]:
+            lines += [_in_markdown(*_relation(relation)), ""]
+        lines += [*(f"- {relations.described(found)}." for found in relation["correlations"]), ""]
     if study["claims"]:
         lines += ["## The paper's claims", ""]
         lines += [_in_markdown(["claim", "", "why"], list(_claims(study)), rest="---"), ""]
@@ -51,6 +61,9 @@ def latex(study: Content) -> str:
     if study["comparisons"]:
         head, rows = _differences(study, r"\textbf{{{}}}".format, escape=_tex)
         parts += ["% Differences with 95% intervals", _in_latex(head, rows), ""]
+    for relation in study["relations"]:
+        head, rows = _relation(relation, escape=_tex)
+        parts += [f"% {relation['name']}, {relation['data']}", _in_latex(head, rows), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -167,6 +180,21 @@ def _differences(study: Content, bold: Any, escape: Any = str) -> tuple[list[str
                 cells.append(said)
             lines.append(cells)
     return [escape(name) for name in head], lines
+
+
+def _relation(relation: Content, escape: Any = str) -> tuple[list[str], list[list[str]]]:
+    head = ["row", "teacher", relation["x_title"], relation["y_title"], "seeds"]
+    rows = [
+        [
+            escape(str(point["label"])),
+            escape(str(point["teacher"] or "–")),
+            f"{point['x']:.2f}",
+            f"{point['y']:.2f}",
+            str(point["seeds"]),
+        ]
+        for point in relation["points"]
+    ]
+    return [escape(name) for name in head], rows
 
 
 def _claims(study: Content) -> Iterator[list[str]]:
