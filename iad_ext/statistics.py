@@ -216,7 +216,7 @@ class RankCorrelation:
         rho: ρ, in [−1, 1].
         p: two-sided p-value: exact, of all orders that one side could have, up to 8 pairs; Student's t beyond.
         n: pairs.
-        least: the smallest |ρ| that so many pairs would tell from chance (p ≤ 0.05); None where none would.
+        least: the smallest size of ρ that so many pairs would tell from chance (p ≤ 0.05); None where none would.
     """
 
     rho: float
