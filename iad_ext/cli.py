@@ -12,7 +12,6 @@ import re
 import shutil
 import signal
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import tyro
 import yaml
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
+from iad_ext.lines import width, wrapped
 from iad_ext.names import unknown
 from iad_ext.units import parse_fraction, show_fraction
 
@@ -45,7 +45,6 @@ EXIT_CODES = """Exit codes:
 SHELLS = ("bash", "zsh")
 EXPORTS = ("timm", "safetensors", "onnx", "robustbench")
 POSITIONAL = get_args(Positional[str])[1]  # tyro's mark
-WIDEST = 110  # longer lines are hard to read, however wide the terminal
 
 
 def _option(metavar: str) -> Any:
@@ -118,21 +117,6 @@ def _model_args_as_option(inside: str) -> str:
     return " --model-args " + " ".join(f"{name}={str(value).lower()}" for name, value in values.items())
 
 
-def _width() -> int:
-    return min(WIDEST, shutil.get_terminal_size().columns)
-
-
-def _wrapped(text: str, *, first: str = "", rest: str = "") -> str:
-    return textwrap.fill(
-        text,
-        _width(),
-        initial_indent=first,
-        subsequent_indent=rest,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
 # ------------------------------------------------------------------------------------------- doctor
 
 
@@ -174,43 +158,42 @@ class Doctor:
     limit: Annotated[int, arg(metavar="N")] = 200
     """How many test images."""
     eps: Annotated[str | None, _option(metavar="PIXELS")] = None
-    """L∞ radius in pixels of [0, 1]; 8/255, and 0.1 for digits, when not given."""
+    """L∞ radius in pixels of [0, 1]; the teacher's own run's when not given, else 8/255 (0.1 for digits)."""
 
     def run(self) -> int:
         """Print what was found."""
         if self.teacher is not None:
             return self._read_teacher(self.teacher)
-        if self.student is not None:
-            raise WrongInputError("--student is for reading a teacher; name one with --teacher")
+        self._refuse_what_only_a_teacher_needs()
         from iad_ext import doctor
 
         findings = doctor.examine(doctor.gather(probe=self.probe))
-        print(doctor.report(findings, width=_width()))
+        print(doctor.report(findings, width=width()))
         return TO_MEND if any(finding.level == "mend" for finding in findings) else DONE
+
+    def _refuse_what_only_a_teacher_needs(self) -> None:
+        given = [
+            f"--data.{name}" for name, value in dataclasses.asdict(self.data).items() if value is not None
+        ]
+        given += [
+            f"--{name}"
+            for name in ("student", "teacher_architecture", "student_architecture", "eps")
+            if getattr(self, name) is not None
+        ]
+        if given:
+            option = given[0].replace("_", "-")
+            raise WrongInputError(f"{option} is for reading a teacher; name one with --teacher")
 
     def _read_teacher(self, source: str) -> int:
         import torch
 
         from iad_ext.backbones import load_network
-        from iad_ext.data import load_splits
         from iad_ext.teacher_reading import read_teacher
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        name = self.data.name or (str(self.data.path) if self.data.path is not None else None)
         with _input():
-            if name is None:
-                raise ValueError("--teacher is read on images; give --data.name cifar10, or another")
-            eps = parse_fraction(self.eps) if self.eps is not None else _usual_eps(name)
-            images = load_splits(
-                name,
-                path=self.data.path,
-                revision=self.data.revision,
-                selection="test",
-                limit_train=1,
-                limit_test=self.limit,
-                image_column=self.data.image_column,
-                label_column=self.data.label_column,
-            )
+            _check_radius(self.eps)
+            images, eps = _images_for(source, self.data, self.eps, limit=self.limit)
             networks = []
             for model, architecture in (
                 (source, self.teacher_architecture),
@@ -218,11 +201,14 @@ class Doctor:
             ):
                 classes = images.num_classes if architecture else None
                 loaded = load_network(model, architecture=architecture, num_classes=classes)
+                _require_classes(loaded, images, model)
                 networks.append(loaded.to(device))
             test = images.test.to(device)
             teacher, student = networks
             reading = read_teacher(teacher, student, test.pixels(), test.labels, eps=eps)
-        print("\n".join(_wrapped(line, rest=" " * 18) for line in reading.lines()))
+        *facts, advice = reading.lines()
+        print("\n".join(wrapped(line, rest=" " * 18) for line in facts))
+        print(wrapped(advice))
         return TO_MEND if reading.over_confident or reading.at_chance else DONE
 
 
@@ -244,7 +230,7 @@ class Objectives:
             for name in ROWS:
                 print(_objective_in_short(name))
             print(
-                _wrapped(
+                wrapped(
                     "α = P_T(x̃|y)^β, the trust in the teacher on an image. iad-ext objectives NAME tells all."
                 )
             )
@@ -263,16 +249,17 @@ def _objective_in_short(name: str) -> str:
     indent = " " * 14
     lines = [
         _wrapped_formula(objective.formula, first=name.ljust(14), rest=indent),
-        _wrapped(f"passes {_passes(objective)}", first=indent, rest=indent + "  "),
-        _wrapped(title.partition(":")[0].rstrip("."), first=indent, rest=indent),
+        wrapped(f"passes {_passes(objective)}", first=indent, rest=indent + "  "),
+        wrapped(title.partition(":")[0].rstrip("."), first=indent, rest=indent),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _wrapped_formula(formula: str, *, first: str, rest: str) -> str:
-    """A formula in lines that break before a plus only."""
+    """A formula in lines that break before a plus, or after a semicolon, only."""
     whole = " ".join(f"+ {term}".replace(" ", "\xa0") for term in formula.split(" + ")).removeprefix("+\xa0")
-    return _wrapped(whole, first=first, rest=rest).replace("\xa0", " ")
+    whole = whole.replace(";\xa0", "; ")
+    return wrapped(whole, first=first, rest=rest).replace("\xa0", " ")
 
 
 def _passes(objective: Any) -> str:
@@ -291,24 +278,46 @@ def _paragraphs(constructor: Any) -> list[str]:
     return [" ".join(part.split()) for part in (inspect.getdoc(constructor) or "").split("\n\n")]
 
 
+def _documentation(constructor: Any) -> Iterator[str]:
+    """A docstring as wide as the terminal; lists stay lists."""
+    for paragraph in (inspect.getdoc(constructor) or "").split("\n\n"):
+        lines = paragraph.splitlines()
+        if any(line.startswith(" ") for line in lines):
+            for line in lines:
+                indent = line[: len(line) - len(line.lstrip())]
+                yield wrapped(line.strip(), first=indent, rest=indent + "    ")
+        else:
+            yield wrapped(" ".join(lines))
+        yield ""
+
+
 def _objective_in_full(name: str) -> str:
     from iad_ext import objectives
 
     constructor = objectives.ROWS[name]
     objective = constructor()
     indent = " " * 10
-    lines = [name, "", inspect.getdoc(constructor) or "", ""]
+    lines = [name, "", *_documentation(constructor)]
     lines += [_wrapped_formula(objective.formula, first="formula".ljust(10), rest=indent)]
     facts = [("passes", _passes(objective)), ("attack", objective.attack)]
-    lines += [_wrapped(said, first=title.ljust(10), rest=indent) for title, said in facts]
+    lines += [wrapped(said, first=title.ljust(10), rest=indent) for title, said in facts]
     settings = [p for p in inspect.signature(constructor).parameters.values() if p.name != "weights"]
     if settings:
         lines += ["", "settings of a recipe, with this objective's defaults:"]
-        width = max(len(p.name) for p in settings) + 15
-        lines += [
-            f"  {f'--objective.{p.name}'.replace('_', '-').ljust(width)}  {p.default}" for p in settings
-        ]
+        options = [_recipe_option(p.name, p.default) for p in settings]
+        width_of_options = max(len(option) for option, _ in options)
+        lines += [f"  {option.ljust(width_of_options)}  {default}" for option, default in options]
     return "\n".join(lines)
+
+
+def _recipe_option(name: str, default: Any) -> tuple[str, str]:
+    """An argument of an objective as recipes take it, and its default in their spelling."""
+    from iad_ext.settings import ObjectiveSettings, option
+
+    shown = ":".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    if name in {f.name for f in dataclasses.fields(ObjectiveSettings)}:
+        return option(f"objective.{name}"), shown
+    return f"--objective.options {name}=…", shown
 
 
 # ------------------------------------------------------------------------------------------- recipes
@@ -340,10 +349,10 @@ class Recipes:
         for file in files:
             said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
             title = said.partition("\n")[0].replace("`", "")
-            print(_wrapped(title, first=file.stem.ljust(column), rest=" " * column))
+            print(wrapped(title, first=file.stem.ljust(column), rest=" " * column))
         print()
         print(
-            _wrapped(
+            wrapped(
                 "iad-ext recipes --copy recipes copies them; then: accelerate launch recipes/at_resnet18.py --help"
             )
         )
@@ -439,8 +448,8 @@ class Studies:
         from iad_ext import studies
 
         for name in studies.names():
-            print(_wrapped(studies.read(name).title, first=name.ljust(14), rest=" " * 14))
-        print(_wrapped("\niad-ext study NAME --dry-run says what its cells are and how far each is."))
+            print(wrapped(studies.read(name).title, first=name.ljust(14), rest=" " * 14))
+        print("\n" + wrapped("iad-ext study NAME --dry-run says what its cells are and how far each is."))
         return DONE
 
     def _choices(self) -> Any:
@@ -591,10 +600,7 @@ class Evaluate:
                 raise ValueError(f"--{option} must be at least 1, got {value}")
         if self.curve_limit < 0:
             raise ValueError(f"--curve-limit must be at least 0, got {self.curve_limit}")
-        if self.eps is not None and not 0 < parse_fraction(self.eps) < 1:
-            raise ValueError(
-                f"--eps is in pixels of [0, 1], such as 8/255; got {self.eps}, which is outside (0, 1)"
-            )
+        _check_radius(self.eps)
         return names
 
     def _prepared(self) -> "tuple[nn.Module, Splits, float, str]":
@@ -603,12 +609,8 @@ class Evaluate:
 
         device = _device(self.device)
         network = load_network(self.model, **self.loading.arguments())
-        asked, eps = (
-            _of_run(Path(self.model)) if self.data.name is None and self.data.path is None else (None, None)
-        )
-        images, name = _test_images(self.data if asked is None else asked, self.model)
+        images, radius = _images_for(self.model, self.data, self.eps)
         _require_classes(network, images, self.model)
-        radius = parse_fraction(self.eps) if self.eps is not None else eps or _usual_eps(name)
         return network.to(device), images, radius, device
 
     def _announce(self, network: "nn.Module", images: "Splits", eps: float, device: str) -> None:
@@ -625,11 +627,11 @@ class Evaluate:
             ("attacks", f"L∞ radius {show_fraction(eps)}, seed {self.seed}, on {hardware(_device_of(network))}"),
         ]  # fmt: skip
         for title, said in rows:
-            print(_wrapped(said, first=title.ljust(10), rest=" " * 10))
+            print(wrapped(said, first=title.ljust(10), rest=" " * 10))
         attacked = min(n, self.aa_limit or n)
         if "aa" in self.attacks and device == "cpu" and attacked > 100:
             print(
-                _wrapped(
+                wrapped(
                     f"AutoAttack on {attacked} images can take many hours on a CPU; --aa-limit N takes fewer",
                     first="note".ljust(10),
                     rest=" " * 10,
@@ -697,14 +699,32 @@ def _require_writable(path: Path) -> None:
         )
 
 
-def _of_run(source: Path) -> tuple[Data | None, float | None]:
+def _check_radius(eps: str | None) -> None:
+    if eps is not None and not 0 < parse_fraction(eps) < 1:
+        raise ValueError(f"--eps is in pixels of [0, 1], such as 8/255; got {eps}, which is outside (0, 1)")
+
+
+def _images_for(
+    model: str, asked: Data, eps: str | None, *, limit: int | None = None
+) -> "tuple[Splits, float]":
+    """The images and the radius to measure a model at: what was asked for, then what its run had, then the usual."""
+    own, radius = _of_run(Path(model))
+    if asked.path is not None:
+        own = dataclasses.replace(own, revision=None)  # it is the hub's; a folder has none
+    given = {key: value for key, value in vars(asked).items() if value is not None}
+    data = asked if asked.name is not None else dataclasses.replace(own, **given)
+    images, name = _test_images(data, model, limit=limit)
+    return images, parse_fraction(eps) if eps is not None else radius or _usual_eps(name)
+
+
+def _of_run(source: Path) -> tuple[Data, float | None]:
     """The images and the radius that a run folder was measured on; nothing for what is no run folder."""
     from iad_ext import settings as settings_
     from iad_ext.export.record import run_folder_of
 
     folder = run_folder_of(source)
     if folder is None:
-        return None, None
+        return Data(), None
     settings = settings_.from_yaml((folder / "settings.yaml").read_text(encoding="utf-8"))
     fields = {f.name: getattr(settings.data, f.name) for f in dataclasses.fields(Data)}
     return Data(**fields), settings.eval.eps
@@ -792,9 +812,9 @@ def _show(measured: Mapping[str, Any]) -> None:
     print()
     for flag in measured["flags"]:
         about = "" if flag["attack"] == "*" else f" ({TITLES[flag['attack']]})"
-        print(_wrapped(f"{flag['flag']}{about}: {flag['detail']}.", first="! ", rest="  "))
+        print(wrapped(f"{flag['flag']}{about}: {flag['detail']}.", first="! ", rest="  "))
     if not measured["flags"] and measured["robust"].keys() - {"natural"}:
-        print(_wrapped("No sign of masked gradients, which is no proof that there is none."))
+        print(wrapped("No sign of masked gradients, which is no proof that there is none."))
 
 
 # ------------------------------------------------------------------------------------------- threats
@@ -907,7 +927,7 @@ class Threats:
     def _images(self, entrants: "Sequence[Entrant]") -> "tuple[Splits, float]":
         """The test images and the radius: what was asked for, else what the run folders agree on."""
         found = {each.source: _of_run(each.run) for each in entrants if each.run is not None}
-        data, own = self.data, [of for of, _ in found.values() if of is not None]
+        data, own = self.data, [of for of, _ in found.values()]
         if data.name is None and own:
             others = {of.name for of in own}
             if len(others) > 1:
@@ -947,7 +967,7 @@ class Threats:
             *(("note", each) for each in missing),
         ]  # fmt: skip
         for title, said in rows:
-            print(_wrapped(said, first=title.ljust(10), rest=" " * 10))
+            print(wrapped(said, first=title.ljust(10), rest=" " * 10))
         sys.stdout.flush()
 
     def _measure(
@@ -977,11 +997,11 @@ class Threats:
         from iad_ext.evaluation.threat_tables import tables
 
         for table in tables(result):
-            print(f"\n{table.text(_width())}")
+            print(f"\n{table.text(width())}")
             if table.note:
-                print(_wrapped(table.note))
+                print(wrapped(table.note))
         for flag in result["flags"]:
-            print(_wrapped(f"{flag['flag']}: {flag['detail']}.", first="! ", rest="  "))
+            print(wrapped(f"{flag['flag']}: {flag['detail']}.", first="! ", rest="  "))
 
     def _write(
         self, out: Path, result: dict[str, Any], entrants: "Sequence[Entrant]", images: "Splits"
@@ -1013,7 +1033,7 @@ class Threats:
             if right:
                 files.write_whole(out / "right.safetensors", save(right))
         written = ["threats.json", "threats.md", *(["right.safetensors"] if right else []), *figures]
-        print("\n" + _wrapped(f"{', '.join(written)} in {out}", first="written".ljust(10), rest=" " * 10))
+        print("\n" + wrapped(f"{', '.join(written)} in {out}", first="written".ljust(10), rest=" " * 10))
 
 
 # ------------------------------------------------------------------------------------------- export
@@ -1094,6 +1114,10 @@ class Export:
             )
         if self.push and self.repo is None:
             raise WrongInputError("--push needs --repo OWNER/NAME: where to")
+        if self.image_size is not None and "onnx" not in wanted:
+            raise WrongInputError("--image-size is ONNX's; add onnx to --to, or leave it out")
+        if self.paper != Paper() and "robustbench" not in wanted:
+            raise WrongInputError("--paper. … is for RobustBench; add robustbench to --to, or leave it out")
         return wanted
 
     def _require(self, record: Any, wanted: Sequence[str]) -> None:
@@ -1135,11 +1159,11 @@ class Export:
         with _input():
             files = push_to_hub(self.folder, repo, push=self.push, private=not self.public)
         done = "uploaded to" if self.push else "would be uploaded to"
-        print(_wrapped(f"{', '.join(files)} {done} {repo}" + ("" if self.push else "; --push does it")))
+        print(wrapped(f"{', '.join(files)} {done} {repo}" + ("" if self.push else "; --push does it")))
 
 
 def _say_written(path: Path, what: str) -> None:
-    print(_wrapped(f"{path}  {what}", rest="  "))
+    print(wrapped(f"{path}  {what}", rest="  "))
 
 
 # ------------------------------------------------------------------------------------------- report

@@ -4,16 +4,22 @@ Which images are held out, and which stay under a limit, is a function of the la
 nor the machine has a say, so every run on a data set trains, selects and tests on the same images.
 """
 
+import contextlib
 import hashlib
 import io
+import logging
 import os
 import pickle
 import re
+import textwrap
+import time
+import traceback
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
@@ -23,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import PIL.ImageOps
+import pyarrow
 import torch
 from torch import Tensor
 
@@ -61,6 +68,13 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # where `datasets` looks for what a folder says of itself
 CARDS = ("README.md", ".huggingface.yaml")
 TEST_SPLITS = ("test", "valid", "validation")
+# files that a local data set may consist of, and how those of its two parts are called; `datasets` knows more words
+DATA_FILES = (".parquet", ".arrow", ".tar", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PARTS = tuple(
+    re.compile(rf"(?<![a-z])({words})(?![a-z])") for words in ("train|training", "test|valid|validation|val")
+)
+ARROW_SECONDS = 10.0  # at most, for Arrow's workers to end after an error
+LONGEST_REASON = 300  # characters of what a loader says; Arrow's errors have schemas in them
 HOLDOUT_RULE = "the first min(holdout, n_train // 10) images of stratified_order(labels, 'holdout')"
 
 
@@ -377,12 +391,18 @@ def locate(
     """Say where a data set's files are, without reading them: a folder, scikit-learn's digits, or a hub id.
 
     Raises:
-        ValueError: there is no data set of that name, it has no revisions, or none was given that is required.
+        ValueError: there is no data set of that name, it has no folder or no revisions, or none was given that is
+            required.
         FileNotFoundError: there is no such folder.
     """
     check_name("name", name)
     if not isinstance(path, str | Path | None):
         raise TypeError(f"path must be a folder, as a string or a Path; got {path!r}")
+    if path is not None and name == "digits":
+        raise ValueError(
+            "the data set digits is scikit-learn's and needs no folder: leave --data.path out, or give the folder's "
+            "data set another --data.name"
+        )
     if path is None and name and name not in KNOWN and Path(name).is_dir():
         path = name
     if revision is not None and (path is not None or name == "digits"):
@@ -412,6 +432,7 @@ def _fetch(
     source, where = locate(name, path, revision, require_revision=require_revision)
     origin: dict[str, Any] = {"source": source, "id": where, "path": None, "revision": None}
     if source == "folder":
+        _refuse_several(Path(where), name)
         _refuse_leading_outside(Path(where))
         return _load(where), origin | {"id": None, "path": str(Path(where).resolve())}
     if source == "scikit-learn":
@@ -442,6 +463,49 @@ def _refuse_leading_outside(folder: Path) -> None:
                 )
 
 
+def _refuse_several(folder: Path, name: str) -> None:
+    """Refuse a folder of data sets: `datasets` would mix their images, or stop where their columns differ."""
+    if any(
+        (folder / card).is_file() and "configs:" in (folder / card).read_text("utf-8", "replace")
+        for card in CARDS
+    ):
+        return  # it says itself which files belong together
+    found = _data_sets_below(folder)
+    if len(found) > 1:
+        names = [one.name for one in found]
+        nearest = found[names.index((get_close_matches(name, names, n=1) or names)[0])]
+        raise ValueError(
+            f"expected the folder of one data set, but {folder} holds {_shortened(names)}; did you mean {nearest}?"
+        )
+
+
+def _data_sets_below(folder: Path) -> list[Path]:
+    """Sub-folders with images to train on and images to test on, each a data set; of a folder of these, those in it."""
+    found: list[Path] = []
+    for child in sorted(folder.iterdir()):
+        if (
+            child.is_dir()
+            and not child.is_symlink()
+            and not child.name.startswith(".")
+            and _has_both_parts(child)
+        ):
+            below = _data_sets_below(child)
+            found += below if len(below) > 1 else [child]
+    return found
+
+
+def _has_both_parts(folder: Path) -> bool:
+    missing = set(PARTS)
+    for root, _, files in os.walk(folder):
+        for file in files:
+            where = Path(root, file).relative_to(folder)
+            if where.suffix.lower() in DATA_FILES:
+                missing -= {part for part in missing if part.search(str(where).lower())}
+            if not missing:
+                return True
+    return False
+
+
 def _front_matter(text: str) -> str:
     """The YAML between the first two lines of three dashes; nothing where the text does not begin with it."""
     lines = text.splitlines()
@@ -460,11 +524,17 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _load(where: str, revision: str | None = None) -> _Stored:
+    held = pyarrow.total_allocated_bytes()
     try:
-        stored: _Stored = datasets.load_dataset(where, revision=revision)
+        with _readers_heard() as unreadable:
+            stored: _Stored = datasets.load_dataset(where, revision=revision)
         return stored
     except Exception as error:  # broken files can raise anything
+        _let_go(error, held)
         reason = f"{error}" if error.__cause__ is None else f"{error} ({error.__cause__})"
+        if unreadable:
+            reason = f"{unreadable[-1]}: {error.__cause__ or error}"
+        reason = textwrap.shorten(reason, LONGEST_REASON, placeholder=" …")
         if isinstance(error, pickle.UnpicklingError):  # of which the text tells how to run the code after all
             reason = "it holds pickled objects, which could run any code"
         if Path(where).is_dir():
@@ -472,6 +542,52 @@ def _load(where: str, revision: str | None = None) -> _Stored:
         else:
             advice = "without network, --data.path DIR takes a local folder that datasets.load_dataset reads"
         raise OSError(f"the data set {where} cannot be loaded: {reason.rstrip('.')}; {advice}") from error
+
+
+class _Unreadable(logging.Handler):
+    """Notes the files that `datasets` logs as unreadable; its error does not name them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if found := re.match(r"Failed to read file '(.+?)' with", record.getMessage()):
+            self.files.append(found[1])
+
+
+@contextlib.contextmanager
+def _readers_heard() -> Iterator[list[str]]:
+    """The files that cannot be read, in place of the lines that `datasets` prints of them."""
+    readers, cards = (
+        logging.getLogger("datasets.packaged_modules"),
+        logging.getLogger("huggingface_hub.repocard"),
+    )
+    handler, before = _Unreadable(), (readers.propagate, cards.level)
+    readers.addHandler(handler)
+    readers.propagate = False
+    cards.setLevel(logging.ERROR)  # a folder's README.md need not be a card
+    try:
+        yield handler.files
+    finally:
+        readers.removeHandler(handler)
+        readers.propagate = before[0]
+        cards.setLevel(before[1])
+
+
+def _let_go(error: BaseException, held: int) -> None:
+    """Wait until Arrow has dropped what it read ahead, its memory back to `held` bytes.
+
+    Its workers decode on after an error, and then release Python's buffers: an interpreter that is ending by then is
+    aborted (github.com/apache/arrow/issues/45214). The frames of the error hold the readers, so they are emptied first.
+    """
+    chained: BaseException | None = error
+    while chained is not None:
+        traceback.clear_frames(chained.__traceback__)
+        chained = chained.__cause__ or chained.__context__
+    end = time.monotonic() + ARROW_SECONDS
+    while pyarrow.total_allocated_bytes() > held and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 def _commit(stored: _Stored) -> str | None:

@@ -1,6 +1,7 @@
 """What a run's settings come to: objective, folder, learning rates and passes, before anything is loaded."""
 
 import dataclasses
+import functools
 import logging
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ from iad_ext.attacks import READ_BY_ATTACK, THROUGH_TEACHER
 from iad_ext.backbones import create_network
 from iad_ext.data import Splits, load_splits, locate
 from iad_ext.evaluation import ATTACKS
+from iad_ext.lines import titled
 from iad_ext.names import unknown
 from iad_ext.objectives import ADVERSARIAL_PASSES, Objective
 from iad_ext.settings import Settings
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 # recipes whose run folders serve as teachers by their short name
 NAMED_TEACHERS = ("at", "trades", "st")
 TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "tiny-imagenet": 100_000}
-CLASSES = {"cifar100": 100, "tiny-imagenet": 200}
+CLASSES = {"cifar10": 10, "cifar100": 100, "tiny-imagenet": 200}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,10 @@ class Plan:
             if not Path(settings.resume).is_dir():
                 raise ValueError(
                     f"--resume takes auto, never or a run folder; there is no folder {settings.resume}"
+                )
+            if settings.out not in (None, Path(settings.resume)):
+                raise ValueError(
+                    f"--resume {settings.resume} goes on in that folder, --out {settings.out} names another; give one"
                 )
             settings = dataclasses.replace(settings, out=Path(settings.resume))
         data = settings.data
@@ -126,19 +132,26 @@ class Plan:
                 ("in warm-up", 0),
                 (f"from epoch {self.objective.warmup_epochs}", self.objective.warmup_epochs),
             ]
+        fact = functools.partial(titled, column=13)
         lines = [
             settings_.to_yaml(settings).rstrip(),
             "",
-            f"objective    {self.objective!r}",
-            f"             {self.objective.formula}",
-            f"steps        {size} an epoch ({images} training images, {source}; batch {train.batch_size}), "
-            f"{size * train.epochs} in all",
+            fact("objective", f"{self.objective!r}"),
+            fact("", self.objective.formula),
+            fact(
+                "steps",
+                f"{size} an epoch ({images} training images, {source}; batch {train.batch_size}), "
+                f"{size * train.epochs} in all",
+            ),
             *(
-                f"passes       {when}: {', '.join(sorted(self.objective.needs(e)))}; {self.forward_passes(e)[1]}"
+                fact(
+                    "passes",
+                    f"{when}: {', '.join(sorted(self.objective.needs(e)))}; {self.forward_passes(e)[1]}",
+                )
                 for when, e in phases
             ),
-            f"parameters   {parameters:,} ({settings.student.name}, {classes} classes)",
-            f"folder       {self.folder}",
+            fact("parameters", f"{parameters:,} ({settings.student.name}, {classes} classes)"),
+            fact("folder", str(self.folder)),
         ]
         return "\n".join(lines)
 
@@ -183,9 +196,13 @@ def data_folder(settings: Settings) -> str:
 
 
 def load_data(settings: Settings) -> Splits:
-    """Load the images that the settings name."""
+    """Load the images that the settings name.
+
+    Raises:
+        ValueError: see `load_splits`; or the folder is of another data set than the one that is named.
+    """
     data = settings.data
-    return load_splits(
+    splits = load_splits(
         data.name,
         path=data.path,
         revision=data.revision,
@@ -197,3 +214,10 @@ def load_data(settings: Settings) -> Splits:
         image_column=data.image_column,
         label_column=data.label_column,
     )
+    classes = CLASSES.get(data.name, splits.num_classes)
+    if data.path is not None and data.label_column is None and splits.num_classes != classes:
+        raise ValueError(
+            f"--data.name {data.name} has {classes} classes, the images of {data.path} have {splits.num_classes}: say "
+            "with --data.name what they are, in a word of your own for data of your own"
+        )
+    return splits

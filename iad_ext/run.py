@@ -29,6 +29,7 @@ from iad_ext.checkpoint import Checkpoint, CheckpointError
 from iad_ext.compiling import Compilation
 from iad_ext.data import ImageSet
 from iad_ext.evaluation import accuracy_under, evaluate, format_table, gallery, interval, with_autoattack
+from iad_ext.lines import titled
 from iad_ext.loop import Engine, TrainingStopped, accelerator_for
 from iad_ext.memory import OutOfMemory, explained
 from iad_ext.objectives import ADVERSARIAL_PASSES
@@ -92,6 +93,8 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
         settings = settings_.from_command_line(recipe, args)
     except ValueError as error:
         _fail(2, error)
+    for said in settings_.not_read(recipe, settings):
+        log.warning("%s", said)
     try:
         run(settings)
     except UsageError as error:
@@ -119,6 +122,10 @@ def _show_warnings() -> None:
 def _fail(code: int, error: object) -> NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _say_fact(title: str, text: str) -> None:
+    say(titled(title, text, column=17))
 
 
 def run(settings: Settings) -> dict[str, Any] | None:
@@ -510,9 +517,10 @@ class Run:
                 "n": len(self.validation),
                 "source": self.assets.sources[role],
             }
-            say(
-                f"{role.replace('_', ' '):<16} {self.assets.sources[role]}: natural {natural:.2f}%, "
-                f"PGD-10 {robust:.2f}% ({len(self.validation)} {self._validated_on()} images)"
+            _say_fact(
+                role.replace("_", " "),
+                f"{self.assets.sources[role]}: natural {natural:.2f}%, "
+                f"PGD-10 {robust:.2f}% ({len(self.validation)} {self._validated_on()} images)",
             )
             chance = 100 / self.assets.splits.num_classes
             enough = len(self.validation) >= ENOUGH_TO_REFUSE
@@ -724,28 +732,31 @@ class Run:
         splits, plan = self.assets.splits, self.plan
         parameters = sum(p.numel() for p in student.parameters())
         processes = f", {self.world.num_processes} processes" if self.world.num_processes > 1 else ""
-        say(f"objective        {plan.objective!r}")
-        say(
-            f"student          {self.settings.student.name}, {parameters / 1e6:.2f} M parameters, "
-            f"{decided.kind}{' channels_last' if decided.channels_last else ''} ({decided.reason}){processes}"
+        _say_fact("objective", f"{plan.objective!r}")
+        _say_fact(
+            "student",
+            f"{self.settings.student.name}, {parameters / 1e6:.2f} M parameters, "
+            f"{decided.kind}{' channels_last' if decided.channels_last else ''} ({decided.reason}){processes}",
         )
-        say(
-            f"data             {self.settings.data.name}: {len(splits.train)} training, "
-            f"{len(self.validation)} {self._validated_on()}, {len(splits.test)} test images"
+        _say_fact(
+            "data",
+            f"{self.settings.data.name}: {len(splits.train)} training, "
+            f"{len(self.validation)} {self._validated_on()}, {len(splits.test)} test images",
         )
-        say(f"step             {plan.forward_passes(0)[1]} at epoch 0")
+        _say_fact("step", f"{plan.forward_passes(0)[1]} at epoch 0")
         if plan.passes() & ADVERSARIAL_PASSES:
-            say(f"attack           compile {self.compilation.kind} ({self.compilation.reason})")
-        say(f"folder           {self.folder}")
+            _say_fact("attack", f"compile {self.compilation.kind} ({self.compilation.reason})")
+        _say_fact("folder", str(self.folder))
         self._say_idle_cores()
 
     def _say_idle_cores(self) -> None:
         """On a CPU, `accelerate launch` gives a process one thread unless it is told otherwise, and says nothing."""
         cores, here = provenance.usable_cores(), self.world.num_processes
         if self.world.device.type == "cpu" and torch.get_num_threads() * here < cores:
-            say(
-                f"threads          {torch.get_num_threads() * here} of {cores} cores; large networks gain from "
-                f"accelerate launch --num_cpu_threads_per_process {cores // here} (or OMP_NUM_THREADS)"
+            _say_fact(
+                "threads",
+                f"{torch.get_num_threads() * here} of {cores} cores; large networks gain from "
+                f"accelerate launch --num_cpu_threads_per_process {cores // here} (or OMP_NUM_THREADS)",
             )
 
     def _say_epoch(self, epoch: int, left: float) -> None:

@@ -402,6 +402,48 @@ def from_command_line(recipe: Recipe, args: Sequence[str] | None = None) -> Sett
     return tyro.cli(Settings, args=args, default=defaults, description=recipe.title)
 
 
+def not_read(recipe: Recipe, settings: Settings) -> Iterator[str]:
+    """Say of each setting that was changed from the recipe's, but that no part of this run reads, why it is not."""
+    train, average = settings.train, settings.average
+    usual = dict(flat(recipe.defaults(data=settings.data.name, schedule=train.schedule, epochs=train.epochs)))
+    unread = [
+        (
+            ("train.drops", "train.drop_factor"),
+            train.rates != "drops",
+            f"--train.rates {train.rates} has no drops",
+        ),
+        (
+            ("train.padding",),
+            train.augment != "crop",
+            f"--train.augment {train.augment} crops in its own way",
+        ),
+        (("train.awp_start",), train.awp == 0, "--train.awp is 0"),
+        (("average.decay",), average.name != "ema", f"--average.name is {average.name}"),
+        (("average.start", "average.batchnorm"), average.name == "none", "--average.name is none"),
+        (("data.holdout",), settings.data.selection == "test", "--data.selection test holds nothing out"),
+        (("teacher_architecture",), settings.teacher is None, "no --teacher is given"),
+        (
+            ("natural_teacher_architecture",),
+            settings.natural_teacher is None,
+            "no --natural-teacher is given",
+        ),
+        (("eval.aa_limit",), "aa" not in settings.eval.attacks.split(","), "--eval.attacks does not have aa"),
+        (
+            ("attack.name", "attack.eps", "attack.step", "attack.steps", "attack.mode"),
+            settings.objective.name == "st",
+            "st trains on natural images",
+        ),
+    ]
+    now = dict(flat(settings))
+    for names, is_unread, why in unread:
+        for name in names:
+            if is_unread and now[name] != usual[name]:
+                yield f"{option(name)} is not used: {why}"
+    late = [str(drop) for drop in train.drops if drop >= train.epochs]
+    if train.rates == "drops" and late and now["train.drops"] != usual["train.drops"]:
+        yield f"--train.drops {' '.join(late)} is not reached: there are {train.epochs} epochs, from 0"
+
+
 def weights_of(text: str | None) -> dict[str, float] | None:
     """Read `label=1,self=0`."""
     if not text:

@@ -19,9 +19,10 @@ def parse_fraction(text: str) -> float:
 
 
 def show_fraction(value: float) -> str:
-    """Write pixel units as they are spoken of: `8/255` where that is exact to rounding."""
-    steps = value * 255
-    return f"{round(steps)}/255" if value and abs(steps - round(steps)) < 1e-9 else f"{value:g}"
+    """Write pixel units as they are spoken of: `8/255` where that is exact to rounding, but 0.2 for 51/255."""
+    steps, decimal = value * 255, f"{value:g}"
+    whole = value and abs(steps - round(steps)) < 1e-9 and len(decimal) > len("0.2")
+    return f"{round(steps)}/255" if whole else decimal
 
 
 Pixels = Annotated[

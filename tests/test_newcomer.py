@@ -7,18 +7,31 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow
 import pytest
+import timm
 import torch
 from recipe_files import ENVIRONMENT, TINY, call, command
 
-from iad_ext import IntrospectiveAdversarialDistiller, as_art_classifier, cli, evaluate, memory, run
+from iad_ext import (
+    IntrospectiveAdversarialDistiller,
+    as_art_classifier,
+    cli,
+    evaluate,
+    memory,
+    objectives,
+    run,
+)
 from iad_ext.backbones import PixelSpace, create_network, save_network
 from iad_ext.checkpoint import newest
 from iad_ext.data import load_splits
 from iad_ext.loop import Engine
+from iad_ext.settings import ObjectiveSettings
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,6 +108,182 @@ def test_a_folder_that_holds_no_images(here, capsys):
     assert {path.name for path in here.iterdir()} == {"holiday"}
 
 
+def _images(where, *, classes=3, each=4):
+    """A data set in a folder: two parquet files, images of 6 × 6 pixels."""
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[f"c{i}" for i in range(classes)])}
+    )
+    where.mkdir(parents=True)
+    for split in ("train", "test"):
+        labels = list(range(classes)) * each
+        pixels = [np.full((6, 6, 3), label, np.uint8) for label in labels]
+        part = datasets.Dataset.from_dict({"image": pixels, "label": labels}, features=features)
+        part.to_parquet(where / f"{split}-00000-of-00001.parquet")
+    return where
+
+
+def test_a_folder_of_several_data_sets(here, capsys):
+    for name in ("cifar10", "flowers"):
+        _images(here / "data" / name / "plain")
+    (here / "data/notes").mkdir()
+    several = "expected the folder of one data set, but {} holds 2 (cifar10, flowers); did you mean {}?"
+    assert call("at_resnet18", "--data.path", "data") == 2
+    _says(capsys, "error: " + several.format("data", "data/cifar10"))
+    # a folder higher up, and another name
+    assert call("at_resnet18", "--data.path", here, "--data.name", "flower") == 2
+    _says(capsys, "error: " + several.format(here, here / "data/flowers"))
+    save_network(create_network("cifar_resnet8", num_classes=3, seed=0), here / "three", metadata={})
+    assert _evaluate("evaluate", "three", "--data.path", "data") == 2
+    _says(capsys, "error: " + several.format("data", "data/cifar10"))
+    line = "--attacks natural --batch-size 4"
+    assert _evaluate("evaluate", "three", "--data.path", "data/flowers", *line.split()) == 0
+    assert "12 test images of data/flowers" in capsys.readouterr().out
+
+
+def test_a_folder_that_says_which_files_belong_together_is_one_data_set(tmp_path):
+    for part in ("a", "b"):
+        _images(tmp_path / part)
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: '*/train*'}\n"
+    (tmp_path / "README.md").write_text(card + "  - {split: test, path: 'a/test*'}\n---\n")
+    splits = load_splits("own", path=tmp_path)
+    assert (len(splits.train) + len(splits.validation), len(splits.test)) == (24, 12)
+
+
+def test_digits_have_no_folder(here, capsys):
+    _images(here / "own")
+    said = "the data set digits is scikit-learn's and needs no folder: leave --data.path out"
+    assert _run("--data.path own") == 2
+    _says(capsys, said)
+    save_network(create_network("cifar_resnet8", num_classes=10, seed=0), here / "ten", metadata={})
+    assert _evaluate("evaluate", "ten", "--data.name", "digits", "--data.path", "own") == 2
+    _says(capsys, said)
+
+
+def test_images_of_one_s_own_are_not_taken_for_cifar10(here, capsys):
+    _images(here / "own")
+    assert call("at_resnet18", "--data.path", "own") == 2
+    _says(
+        capsys,
+        "--data.name cifar10 has 10 classes, the images of own have 3: say with --data.name what they are",
+    )
+    assert not (here / "runs").exists()
+
+
+def test_a_broken_file_is_named_in_one_line(here, capsys):
+    where = _images(here / "own")
+    broken = where / "train-00001-of-00001.parquet"
+    broken.write_bytes((where / "train-00000-of-00001.parquet").read_bytes()[:-40])
+    assert call("at_resnet18", "--data.name", "own", "--data.path", "own") == 2
+    printed = capsys.readouterr().err
+    assert f"error: the data set own cannot be loaded: {broken}: " in printed
+    assert "Failed to read file" not in printed
+
+
+def test_what_arrow_reads_ahead_is_awaited_after_an_error(monkeypatch):
+    """Its workers, dropping a buffer of Python's while the interpreter ends, would abort it: exit code 134 for 2."""
+    before = pyarrow.total_allocated_bytes()
+
+    def load_dataset(*_, **__):
+        ahead = [pyarrow.allocate_buffer(1 << 20)]
+        threading.Timer(0.3, ahead.clear).start()
+        raise RuntimeError(f"columns differ{' …' * 500}")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(OSError, match="columns differ") as caught:
+        load_splits("some/where")
+    assert pyarrow.total_allocated_bytes() == before
+    assert len(str(caught.value)) < 500
+
+
+# ------------------------------------------------------------------------------------------- settings that nobody reads
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        (
+            "at_resnet18",
+            "--train.rates cosine --train.drops 3",
+            "--train.drops is not used: --train.rates cosine",
+        ),
+        ("at_resnet18", "--train.drops 1 9", "--train.drops 9 is not reached: there are 2 epochs, from 0"),
+        ("at_resnet18", "--average.decay 0.9", "--average.decay is not used: --average.name is none"),
+        ("at_resnet18", "--train.awp-start 1", "--train.awp-start is not used: --train.awp is 0"),
+        ("at_resnet18", "--eval.aa-limit 4", "--eval.aa-limit is not used: --eval.attacks does not have aa"),
+        ("st_resnet18", "--attack.eps 4/255", "--attack.eps is not used: st trains on natural images"),
+        (
+            "st_resnet18",
+            "--teacher-architecture resnet18",
+            "--teacher-architecture is not used: no --teacher",
+        ),
+        ("at_resnet18", "--data.selection test --data.holdout 5", "--data.holdout is not used"),
+        ("at_resnet18", "--train.augment cropshift --train.padding 2", "--train.padding is not used"),
+    ],
+)
+def test_a_setting_that_nobody_reads_is_said(here, caplog, name, line, said):
+    assert _run(f"{line} --dry-run", name=name) == 0
+    assert [message for message in caplog.messages if message.startswith(said)], caplog.messages
+
+
+def test_settings_that_are_read_are_not_talked_about(here, caplog):
+    line = "--train.epochs 4 --train.drops 1 3 --average.name ema --average.decay 0.9 --attack.eps 4/255"
+    assert _run(f"{line} --dry-run") == 0
+    assert caplog.messages == []
+
+
+def test_a_folder_to_go_on_in_and_another_one(here, capsys):
+    (here / "r").mkdir()
+    assert _run("--resume r --out s") == 2
+    _says(capsys, "--resume r goes on in that folder, --out s names another; give one")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("doctor --data.name digits", "--data.name is for reading a teacher; name one with --teacher"),
+        ("doctor --eps 4/255", "--eps is for reading a teacher"),
+        ("export x y --image-size 32", "--image-size is ONNX's; add onnx to --to"),
+        ("export x y --paper.title T", "--paper. … is for RobustBench; add robustbench to --to"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(here, capsys, line, said):
+    assert _evaluate(*line.split()) == 2
+    _says(capsys, said)
+
+
+def test_a_run_knows_its_images_and_its_radius(here, capsys):
+    assert _run("--train.epochs 1 --eval.eps 0.05 --eval.attacks natural --out r") == 0
+    capsys.readouterr()
+    assert _evaluate(*shlex.split("doctor --teacher r --limit 8")) in (0, cli.TO_MEND)
+    assert "of 8 images" in capsys.readouterr().out
+    assert _evaluate(*shlex.split("evaluate r --limit 8 --attacks natural --data.label-column nothing")) == 2
+    _says(capsys, "there is no 'nothing'")
+    assert _evaluate(*shlex.split("evaluate r --limit 8 --attacks natural")) == 0
+    assert "L∞ radius 0.05" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------- a terminal of 80 columns
+
+
+@pytest.mark.parametrize("name", objectives.ROWS)
+def test_an_objective_s_page_fits_and_its_options_exist(monkeypatch, capsys, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert _evaluate("objectives", name) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for line in lines:
+        if (found := re.match(r"  --objective\.([a-z-]+)", line)) and found[1] != "options":
+            assert hasattr(ObjectiveSettings(), found[1].replace("-", "_"))
+
+
+def test_what_a_run_says_first_fits(here, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert _run("--train.epochs 1 --eval.attacks= --out r") == 0
+    head, _, _ = capsys.readouterr().out.partition("\nepoch ")
+    assert "folder           r" in head
+    assert max(map(len, head.splitlines())) <= 80
+
+
 def test_a_teacher_in_the_making_is_no_teacher_yet(here, capsys):
     (here / "runs/digits/at_resnet18/seed0/checkpoints").mkdir(parents=True)
     assert _run("", name="iad1_resnet18") == 2
@@ -122,6 +311,18 @@ def test_a_teacher_of_the_hub_without_a_network(here, capsys):
     _says(capsys, "cannot load hf-hub:nobody/nothing", "without network, give a local folder")
     assert _evaluate("evaluate", "hf-hub:nobody/nothing", "--data.name", "digits") == 2
     _says(capsys, "cannot load hf-hub:nobody/nothing", "without network, give a local folder")
+
+
+def test_weights_of_timm_without_a_network(here, capsys, monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("no route to the hub.")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    assert _evaluate("evaluate", "resnet18", "--data.name", "digits") == 2
+    _says(
+        capsys,
+        "error: cannot load timm's weights of resnet18: no route to the hub; without network, give a local folder",
+    )
 
 
 def test_what_the_hub_s_client_prints_itself_is_not_printed_twice(monkeypatch, capsys):

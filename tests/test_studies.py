@@ -154,10 +154,20 @@ def test_a_gamma_schedule_is_scaled_with_the_epochs(tmp_path):
 
 
 def test_a_folder_of_several_data_sets_is_each_one_s_own(tmp_path):
-    (tmp_path / "cifar10").mkdir()
-    cells = grid_of("table2", f"--data.path {tmp_path}").cells
+    for name in ("cifar10", "cifar100"):
+        (tmp_path / name).mkdir()
+    cells = grid_of("table2", f"--data.path {tmp_path}", data=("cifar10", "cifar100", "digits")).cells
     paths = {cell.settings.data.name: cell.settings.data.path for cell in cells}
-    assert paths == {"cifar10": tmp_path / "cifar10", "cifar100": tmp_path}
+    assert paths == {"cifar10": tmp_path / "cifar10", "cifar100": tmp_path / "cifar100", "digits": None}
+
+
+def test_one_folder_is_not_several_data_sets(tmp_path):
+    (tmp_path / "cifar10").mkdir()
+    said = rf"a folder for each .* \(cifar10, cifar100\); there is no folder {tmp_path / 'cifar100'}"
+    with pytest.raises(ValueError, match=said):
+        grid_of("table2", f"--data.path {tmp_path}")
+    cells = grid_of("table2", f"--data.path {tmp_path}", data=("cifar10",)).cells
+    assert {cell.settings.data.path for cell in cells} == {tmp_path / "cifar10"}
 
 
 def test_only_brings_the_teachers_along():

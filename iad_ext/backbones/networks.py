@@ -486,10 +486,20 @@ def load_network(
             elsewhere = f"there is no file or folder {path.absolute()} either"
             _require_known(name, pretrained=True, elsewhere=elsewhere)
             _refuse_unpinned_weights(name, require=require_revision)
-            network = _in_pixel_space(timm.create_model(name, pretrained=True))
+            network = _in_pixel_space(_with_weights(name))
     if not bare:
         _refuse_another(name, network, architecture, num_classes)
     return network.to("cpu").eval()
+
+
+def _with_weights(name: str) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True)
+    except (OSError, HfHubHTTPError) as error:
+        raise OSError(
+            f"cannot load timm's weights of {name}: {str(error).rstrip('.')}; without network, give a local folder or "
+            "a checkpoint"
+        ) from error
 
 
 def _from_checkpoint(

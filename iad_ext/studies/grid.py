@@ -571,8 +571,17 @@ class _Maker:
             given |= {**said.get("all", {}), **said.get(role, {})}
         if measured == "natural":
             given["eval.attacks"] = measured  # it only teaches
-        if (path := given.get("data.path")) is not None and (path / self.data).is_dir():
-            given["data.path"] = path / self.data
+        if (path := given.get("data.path")) is not None:
+            data = self.choices.data or self.study.data
+            if (path / self.data).is_dir():
+                given["data.path"] = path / self.data
+            elif self.data == "digits" and len(data) > 1:
+                del given["data.path"]  # the others'
+            elif len(data) > 1:
+                raise ValueError(
+                    f"--data.path holds a folder for each data set of the study ({', '.join(data)}); there is no "
+                    f"folder {path / self.data}. --data.name takes some of them"
+                )
         return given
 
     def _settings(self, recipe: str, given: Overrides, own: Mapping[str, Any]) -> Settings:
