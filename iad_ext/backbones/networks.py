@@ -494,7 +494,8 @@ def load_network(
 
 def _with_weights(name: str) -> nn.Module:
     try:
-        return timm.create_model(name, pretrained=True)
+        network: nn.Module = timm.create_model(name, pretrained=True)
+        return network
     except (OSError, HfHubHTTPError) as error:
         raise OSError(
             f"cannot load timm's weights of {name}: {str(error).rstrip('.')}; without network, give a local folder or "
