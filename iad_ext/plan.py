@@ -121,9 +121,8 @@ class Plan:
     def description(self) -> str:
         """What `--dry-run` prints."""
         settings, train = self.settings, self.settings.train
-        images, source = self._training_images()
+        images, source, classes = self._training_images()
         size = math.ceil(images / train.batch_size)
-        classes = CLASSES.get(settings.data.name, 10)
         network = create_network(settings.student.name, num_classes=classes)
         parameters = sum(p.numel() for p in network.parameters())
         phases = [("from epoch 0", 0)]
@@ -155,15 +154,19 @@ class Plan:
         ]
         return "\n".join(lines)
 
-    def _training_images(self) -> tuple[int, str]:
+    def _training_images(self) -> tuple[int, str, int]:
+        """How many there are, how that is known, and of how many classes; loaded where it is not known."""
         data = self.settings.data
-        if data.limit_train is not None:
-            return data.limit_train, "as limited"
         if data.path is None and data.name in TRAINING_IMAGES:
             whole = TRAINING_IMAGES[data.name]
             held_out = min(data.holdout, whole // 10) if data.selection == "holdout" else 0
-            return whole - held_out, f"{held_out} held out"
-        return len(load_data(self.settings).train), "counted"
+            known = (whole - held_out, f"{held_out} held out", CLASSES[data.name])
+        else:
+            splits = load_data(self.settings)
+            known = (len(splits.train), "counted", splits.num_classes)
+        if data.limit_train is None:
+            return known
+        return min(data.limit_train, known[0]), "as limited", known[2]
 
 
 def _check_attack(name: str, objective: Objective) -> None:

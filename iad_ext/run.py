@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -93,8 +94,9 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
         settings = settings_.from_command_line(recipe, args)
     except ValueError as error:
         _fail(2, error)
-    for said in settings_.not_read(recipe, settings):
-        log.warning("%s", said)
+    if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+        for said in settings_.not_read(recipe, settings):
+            log.warning("%s", said)
     try:
         run(settings)
     except UsageError as error:

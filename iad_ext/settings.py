@@ -441,7 +441,7 @@ def not_read(recipe: Recipe, settings: Settings) -> Iterator[str]:
                 yield f"{option(name)} is not used: {why}"
     late = [str(drop) for drop in train.drops if drop >= train.epochs]
     if train.rates == "drops" and late and now["train.drops"] != usual["train.drops"]:
-        yield f"--train.drops {' '.join(late)} is not reached: there are {train.epochs} epochs, from 0"
+        yield f"--train.drops {' '.join(late)} is not reached: the last epoch is {train.epochs - 1}"
 
 
 def weights_of(text: str | None) -> dict[str, float] | None:

@@ -206,7 +206,7 @@ def test_what_arrow_reads_ahead_is_awaited_after_an_error(monkeypatch):
             "--train.rates cosine --train.drops 3",
             "--train.drops is not used: --train.rates cosine",
         ),
-        ("at_resnet18", "--train.drops 1 9", "--train.drops 9 is not reached: there are 2 epochs, from 0"),
+        ("at_resnet18", "--train.drops 1 9", "--train.drops 9 is not reached: the last epoch is 1"),
         ("at_resnet18", "--average.decay 0.9", "--average.decay is not used: --average.name is none"),
         ("at_resnet18", "--train.awp-start 1", "--train.awp-start is not used: --train.awp is 0"),
         ("at_resnet18", "--eval.aa-limit 4", "--eval.aa-limit is not used: --eval.attacks does not have aa"),

@@ -115,7 +115,7 @@ def test_the_run_folder(name, line, folder):
 
 
 def test_a_folder_to_continue_is_the_run_s_folder(tmp_path):
-    plan = _plan(line=f"--resume {tmp_path} --out elsewhere")
+    plan = _plan(line=f"--resume {tmp_path}")
     assert plan.folder == tmp_path
     assert plan.settings.out == tmp_path
     assert _plan(line="--resume never").folder == default_folder(_plan().settings)

@@ -369,7 +369,7 @@ def test_what_selected_the_best_is_recorded(taught, capsys, selection, on, n):
 def test_the_teachers_accuracy_is_stated(taught, capsys):
     assert _run("iad2_resnet18", "--data.limit-train 320 --out r") == 0
     validation = load_splits("digits", limit_train=320, limit_test=32).validation
-    results, printed = _results(taught / "r"), capsys.readouterr().out
+    results, printed = _results(taught / "r"), " ".join(capsys.readouterr().out.split())
     for role, name in (("teacher", "at"), ("natural_teacher", "st")):
         source = f"runs/digits/{name}_resnet18/seed0"
         expected = evaluate(
