@@ -321,7 +321,13 @@ def _curves(axes: Axes, run: Run, names: Mapping[str, str]) -> None:
         if epochs:
             every = max(1, len(epochs) // 8)
             axes.plot(
-                epochs, values, line, color=colour, marker=marker, markevery=(drawn, every), label=label
+                epochs,
+                values,
+                line,
+                color=colour,
+                marker=marker,
+                markevery=(drawn % every, every),
+                label=label,
             )
             drawn += 1
     if not drawn:
@@ -374,7 +380,7 @@ def three_cases(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def training_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
-    """Figure 3: PGD-10 training accuracy of the student, the teacher, and the two combined by α."""
+    """Figure 3: accuracy of student, teacher and the two combined by α on the training attack's images."""
     names = {
         "train/acc_adv": "student on x̃",
         "teacher/acc_on_student_adv": "teacher on x̃",
@@ -382,7 +388,7 @@ def training_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
     }
     run = _only(runs)
     _curves(axes, run, names)
-    axes.set_ylabel("PGD-10 training accuracy, %")
+    axes.set_ylabel(f"{_training_attack(run)} training accuracy, %")
     if run.series("combined/acc_on_student_adv")[0]:
         axes.set_xlabel("epoch    (* uses the true label, through α)")
 
@@ -483,6 +489,12 @@ def learning(axes: Axes, runs: Sequence[Run]) -> None:
             fontsize=7,
             color="#777777",
         )
+
+
+def _training_attack(run: Run) -> str:
+    attack = run.settings.get("attack")
+    steps = attack.get("steps") if isinstance(attack, Mapping) else None
+    return f"PGD-{steps}" if _is_number(steps) else "PGD"
 
 
 def robust_accuracy(axes: Axes, runs: Sequence[Run]) -> None:

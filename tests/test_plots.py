@@ -178,6 +178,13 @@ def test_a_gap_is_a_gap(tmp_path):
     assert list(list(curves.values())[2].get_xdata()) == [3, 4]
 
 
+def test_the_training_attack_has_the_steps_that_it_had(tmp_path):
+    run = run_folder(tmp_path / "run")
+    settings = yaml.safe_load((run / "settings.yaml").read_text())
+    (run / "settings.yaml").write_text(yaml.safe_dump({**settings, "attack": {"name": "pgd", "steps": 5}}))
+    assert drawn("figure3", run)[0].get_ylabel() == "PGD-5 training accuracy, %"
+
+
 @pytest.mark.parametrize("name", sorted(plots.FIGURES))
 def test_curves_can_be_told_apart_without_colour(folder, name):
     axes, curves = drawn(name, folder)
