@@ -526,7 +526,7 @@ def test_runs_that_differ_in_radius_or_data_ask_for_one(say, runs, tmp_path):
     changed["eval"]["eps"] = 0.2
     (runs[1] / "settings.yaml").write_text(yaml.safe_dump(changed))
     code, _, err = say("threats", *runs)
-    assert (code, "the runs were measured at 0.1 and 51/255; give --eps" in err) == (cli.WRONG_INPUT, True)
+    assert (code, "the runs were measured at 0.1 and 0.2; give --eps" in err) == (cli.WRONG_INPUT, True)
     changed["data"]["name"] = "cifar10"
     (runs[1] / "settings.yaml").write_text(yaml.safe_dump(changed))
     code, _, err = say("threats", *runs)
