@@ -37,6 +37,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = [
+    "results/*/table.md",
     "_build",
     "results/README.md",
     "launch/README.md",
