@@ -17,6 +17,7 @@ def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
+@pytest.mark.slow
 def test_a_quick_trial_runs_every_contender(tmp_path):
     """Groups i and j start processes of their own, which takes longer than all the others."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parent)}

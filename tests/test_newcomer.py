@@ -503,6 +503,7 @@ def test_a_python_that_is_too_old_is_named_before_anything_is_installed(here):
     assert not (here / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_accelerate_that_was_never_configured(here):
     """No configuration file is needed: the README's command works as it stands."""
     accelerate = str(Path(sys.executable).parent / "accelerate")

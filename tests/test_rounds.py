@@ -268,6 +268,7 @@ def machine(folder, travel):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_two_rounds_on_two_machines_make_one_study(tmp_path):
     """The teacher comes back from the first machine, travels to the second, and teaches there."""
     host, options = tmp_path / "host", shlex.split(TINY)

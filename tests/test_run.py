@@ -526,6 +526,7 @@ def test_a_full_disk_ends_with_4_and_the_same_command_goes_on(taught, capsys, mo
     _same_run(taught / "r", taught / "whole")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full_leaves_the_last_checkpoint_and_the_run_goes_on(taught, uninterrupted):
     """No file may grow beyond 100 kB: the network's are larger."""
     _killed(f"{LONG} --out r", run.Run, "_validate")

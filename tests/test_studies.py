@@ -676,6 +676,7 @@ def real(tmp_path_factory):
     return folder, (process.returncode, first), (again.returncode, again.stdout + again.stderr)
 
 
+@pytest.mark.slow
 def test_a_signal_stops_a_study_and_the_same_command_goes_on(real):
     folder, (code, said), (second, said_again) = real
     assert code == 5, said
@@ -690,6 +691,7 @@ def test_a_signal_stops_a_study_and_the_same_command_goes_on(real):
     assert len((student / "metrics.jsonl").read_text().splitlines()) == 12
 
 
+@pytest.mark.slow
 def test_its_table_is_of_its_run_folders(real):
     (table,) = real[0].glob("runs/studies/tiny-*/study.json")
     study = json.loads(table.read_text())
@@ -712,6 +714,7 @@ def test_its_table_is_of_its_run_folders(real):
     )
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_how_far_everything_is(real, capsys):
     folder = real[0]
     with contextlib.chdir(folder), pytest.raises(SystemExit) as stopped:
@@ -723,6 +726,7 @@ def test_a_dry_run_says_how_far_everything_is(real, capsys):
     assert not os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
+@pytest.mark.slow
 def test_a_report_alone_runs_nothing(real, capsys, monkeypatch):
     monkeypatch.setattr(studies, "run", lambda *_: pytest.fail("it ran"))
     with contextlib.chdir(real[0]), pytest.raises(SystemExit) as stopped:

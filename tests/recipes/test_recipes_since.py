@@ -97,6 +97,7 @@ def runs(tmp_path_factory):
     return folder, dict(zip(parts[::2], parts[1::2], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SOURCES)
 def test_it_runs_and_keeps_what_it_found(runs, method):
     folder, printed = runs
