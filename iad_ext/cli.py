@@ -185,13 +185,11 @@ class Doctor:
             raise WrongInputError(f"{option} is for reading a teacher; name one with --teacher")
 
     def _read_teacher(self, source: str) -> int:
-        import torch
-
         from iad_ext.backbones import load_network
         from iad_ext.teacher_reading import read_teacher
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         with _input():
+            device = _device(None)
             _check_radius(self.eps)
             images, eps = _images_for(source, self.data, self.eps, limit=self.limit)
             networks = []

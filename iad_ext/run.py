@@ -56,16 +56,7 @@ FREE_ON_RESUME = (
     "diagnostics",
     "log_with",
 )
-FREE_GROUPS = (
-    "eval.attacks",
-    "eval.of",
-    "eval.limit",
-    "eval.aa_limit",
-    "eval.curve_limit",
-    "eval.fast",
-    "eval.batch_size",
-    "checkpoint.",
-)
+FREE_GROUPS = (*settings_.MEASURING, "checkpoint.")
 
 # of the changes that are accepted: what the best checkpoint is measured by, and what an epoch's steps consist of
 MEASURED_BY = ("data", "eval.", "attack.eps")

@@ -284,6 +284,17 @@ class Settings:
 
 Overrides = Mapping[str, Any]  # dotted name, as on the command line -> value
 
+# how a finished network is measured: no part of what comes out of the training
+MEASURING = (
+    "eval.attacks",
+    "eval.of",
+    "eval.limit",
+    "eval.aa_limit",
+    "eval.curve_limit",
+    "eval.fast",
+    "eval.batch_size",
+)
+
 # what belongs to a data set, whatever the method
 OF_DATA: Mapping[str, Overrides] = {
     "cifar10": {},

@@ -16,6 +16,7 @@ from iad_ext.evaluation.transfer import Transfer, evaluate_transfer
 from iad_ext.evaluation.unseen import L2_EPS, under_corruptions, under_threats
 from iad_ext.names import known_arguments, unknown
 from iad_ext.provenance import versions
+from iad_ext.reliability import predicts
 from iad_ext.types import Flags
 
 THREAT_PARTS = ("transfer", "calibration", "unseen", "corruptions")
@@ -106,7 +107,7 @@ def evaluate_threats(
             for source, of_source in answers.right.items()
             for target, flags in of_source.items()
         }
-        right |= {f"natural/{name}": answers.natural[name].argmax(dim=1) == answers.labels for name in names}
+        right |= {f"natural/{name}": predicts(answers.natural[name], answers.labels) for name in names}
         if "transfer" in parts:
             result["transfer"] = answers.result()
         if "calibration" in parts:

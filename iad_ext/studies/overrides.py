@@ -184,18 +184,9 @@ def arguments(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 # what does not change which network comes out
-_MEASURING = (
-    "eval.attacks",
-    "eval.of",
-    "eval.limit",
-    "eval.aa_limit",
-    "eval.curve_limit",
-    "eval.fast",
-    "eval.batch_size",
-)
 _NOT_IN_A_NAME = {
     *OWN,
-    *_MEASURING,
+    *settings_.MEASURING,
     "data.name",
     "data.path",
     "data.revision",
