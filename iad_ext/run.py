@@ -212,7 +212,7 @@ class Run:
             self._measure_teacher()
         except Interrupted:
             raise Interrupted(f"{self._who_asked()} before training; the same command starts it") from None
-        engine = self._engine(student, decided, saved)
+        engine = self._engine(student, decided, saved, changed)
         epoch, step = 0, 0
         if saved is not None:
             epoch, step = self._restore(engine, saved, changed)
@@ -400,7 +400,9 @@ class Run:
         assert decided is not None
         return decided
 
-    def _engine(self, student: nn.Module, decided: Precision, saved: Checkpoint | None) -> Engine:
+    def _engine(
+        self, student: nn.Module, decided: Precision, saved: Checkpoint | None, changed: Sequence[Change]
+    ) -> Engine:
         train = self.settings.train
         memory_format = torch.channels_last if decided.channels_last else torch.contiguous_format
         networks = (student, self.assets.teacher, self.assets.natural_teacher)
@@ -431,7 +433,9 @@ class Run:
         if attack is not None:
             parts = self.world.num_processes * train.accumulation
             images = source.batch(0, 0, part=parts - 1, parts=parts).images
-            self.compilation = self._compilation(attack, images, accelerator.autocast, saved)
+            asked_anew = any(name == "compile" for name, _, _ in changed)
+            before = None if saved is None or asked_anew else saved.state.get("compile")
+            self.compilation = self._compilation(attack, images, accelerator.autocast, before)
             attack = compiling.compiled(attack, self.compilation)
         return Engine(
             accelerator=accelerator,
@@ -453,12 +457,11 @@ class Run:
         )
 
     def _compilation(
-        self, attack: Any, images: Tensor, autocast: compiling.Autocast, saved: Checkpoint | None
+        self, attack: Any, images: Tensor, autocast: compiling.Autocast, before: Mapping[str, str] | None
     ) -> Compilation:
-        """What was asked for, else what the run began with, else what a trial finds; the main process decides."""
-        asked, before = self.settings.compile, (saved.state.get("compile") if saved is not None else None)
-        wanted, reason = asked, "asked for by --compile"
-        if asked == "auto" and before is not None:
+        """What the run began with, else what is asked for or a trial finds; the main process decides."""
+        wanted, reason = self.settings.compile, "asked for by --compile"
+        if before is not None:
             wanted = before["kind"]
             reason = before["reason"] if wanted == "off" else "as the run was begun"
         classes = self.assets.splits.num_classes
@@ -558,7 +561,7 @@ class Run:
                 f"this process finds {self.folder} at epoch {saved.epoch}, step {saved.step}, the main one elsewhere: "
                 "several nodes need one run folder on a shared file system"
             )
-        changed = _changed(before, self.settings) + self._changed_since(saved)
+        changed = _changed(before, self.settings) + self._changed_since(saved, before)
         if changed and not self.settings.accept_changes:
             listed = "\n".join(f"  {settings_.option(name)}: {a} before, {b} now" for name, a, b in changed)
             raise UsageError(
@@ -624,12 +627,13 @@ class Run:
         if found != written:
             files.write_whole(path, written)
 
-    def _changed_since(self, saved: Checkpoint) -> list[Change]:
+    def _changed_since(self, saved: Checkpoint, before: Settings) -> list[Change]:
         """What must be the same beside the settings: the arithmetic, the images and the teachers themselves."""
         began, asked = saved.state["precision"]["kind"], self.settings.precision
         changed: list[Change] = [("precision", began, asked)] if asked not in ("auto", began) else []
         way, asked_way = saved.state.get("compile", {}).get("kind"), self.settings.compile
-        if way is not None and asked_way not in ("auto", way):
+        # what was asked for before may have been refused by the trial: asking for it again changes nothing
+        if way is not None and asked_way not in ("auto", way, before.compile):
             changed.append(("compile", way, asked_way))
         now = {"data": self.assets.splits.provenance["digest"], "teachers": dict(self.assets.digests)}
         return changed + [

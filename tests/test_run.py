@@ -870,6 +870,23 @@ def test_how_the_attack_is_run_is_kept(here, monkeypatch, capsys):
     assert json.loads((here / "r/environment.json").read_text())["compile"]["kind"] == "step"
 
 
+def test_what_was_asked_for_and_refused_may_be_asked_for_again(here, monkeypatch, capsys):
+    """The same command continues a run whose compiled step the trial did not take, eagerly as it was begun."""
+    wanted = []
+
+    def decide(way, attack, images, **how):
+        wanted.append(way)
+        return Compilation("off", "step was wanted; x̃ is another")
+
+    monkeypatch.setattr(run.compiling, "decide", decide)
+    _killed("--out r --compile step", run.Run, "_finish", recipe="at_resnet18")
+    assert _run("at_resnet18", "--out r --compile graphs") == 2
+    assert "--compile: off before, graphs now" in capsys.readouterr().err
+    assert _run("at_resnet18", "--out r --compile step") == 0
+    assert wanted == ["step", "off"]
+    assert _results(here / "r")["compile"]["kind"] == "off"
+
+
 def test_nothing_is_compiled_where_nothing_is_attacked(here, monkeypatch):
     monkeypatch.setattr(run.compiling, "decide", _raise_kill)
     assert _run("st_resnet18", "--out r --train.epochs 1") == 0
