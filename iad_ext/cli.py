@@ -423,6 +423,8 @@ class Studies:
                 return self._list()
             choices, way = self._choices(), self._way()
             grids = [studies.expand(studies.read(name), choices) for name in self.names]
+            for grid in [] if self.dry_run else grids:
+                studies.check(grid)
         outcomes = []
         for grid in grids:
             studies.announce(grid, _say)

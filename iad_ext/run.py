@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -37,26 +37,11 @@ from iad_ext.objectives import ADVERSARIAL_PASSES
 from iad_ext.plan import Plan
 from iad_ext.precision import Precision
 from iad_ext.processes import World, anyone, from_main, say
-from iad_ext.settings import Recipe, Settings
+from iad_ext.settings import Change, Recipe, Settings
 from iad_ext.signals import Interrupted, Stop
 from iad_ext.tracking import Tracking
 
 log = logging.getLogger(__name__)
-
-# settings that may change between a run and its continuation: they do not change what is trained
-FREE_ON_RESUME = (
-    "out",
-    "resume",
-    "accept_changes",
-    "dry_run",
-    "data.path",
-    "precision",
-    "compile",
-    "require_revision",
-    "diagnostics",
-    "log_with",
-)
-FREE_GROUPS = (*settings_.MEASURING, "checkpoint.")
 
 # of the changes that are accepted: what the best checkpoint is measured by, and what an epoch's steps consist of
 MEASURED_BY = ("data", "eval.", "attack.eps")
@@ -66,8 +51,6 @@ STEPS_DEPEND_ON = ("data", "train.batch_size", "train.seed")
 KNOWN_STATE = {"engine", "precision", "data", "teachers", "best", "records", "accepted", "kept"}
 RESULT_FILES = ("results.json", "robust.safetensors")
 NETWORK_FILES = ("model.safetensors", "config.json")
-
-Change: TypeAlias = tuple[str, Any, Any]  # setting, before, now
 
 # images on which a teacher that is no better than chance is refused; on fewer, a fair one can be that unlucky
 ENOUGH_TO_REFUSE = 100
@@ -460,7 +443,8 @@ class Run:
         self, attack: Any, images: Tensor, autocast: compiling.Autocast, before: Mapping[str, str] | None
     ) -> Compilation:
         """What the run began with, else what is asked for or a trial finds; the main process decides."""
-        wanted, reason = self.settings.compile, "asked for by --compile"
+        wanted: str = self.settings.compile
+        reason = "asked for by --compile"
         if before is not None:
             wanted = before["kind"]
             reason = before["reason"] if wanted == "off" else "as the run was begun"
@@ -561,11 +545,10 @@ class Run:
                 f"this process finds {self.folder} at epoch {saved.epoch}, step {saved.step}, the main one elsewhere: "
                 "several nodes need one run folder on a shared file system"
             )
-        changed = _changed(before, self.settings) + self._changed_since(saved, before)
+        changed = settings_.changed(before, self.settings) + self._changed_since(saved, before)
         if changed and not self.settings.accept_changes:
-            listed = "\n".join(f"  {settings_.option(name)}: {a} before, {b} now" for name, a, b in changed)
             raise UsageError(
-                f"{self.folder} was begun with other settings:\n{listed}\n"
+                f"{self.folder} was begun with other settings:\n{settings_.listed(changed)}\n"
                 "Give the same settings to continue it, another --out, --resume never to start it again, or "
                 "--accept-changes to continue it all the same, which its results will say"
             )
@@ -935,15 +918,6 @@ def measure(
         of_others = measured(everything.images, everything.labels, attacks=others, curve=curve)
         result = with_autoattack(of_others, result)
     return result
-
-
-def _changed(before: Settings, now: Settings) -> list[Change]:
-    old, new = dict(settings_.flat(before)), dict(settings_.flat(now))
-    return [
-        (name, old[name], new[name])
-        for name in old
-        if old[name] != new[name] and name not in FREE_ON_RESUME and not name.startswith(FREE_GROUPS)
-    ]
 
 
 def _mean_and_std(images: ImageSet) -> tuple[list[float], list[float]]:

@@ -9,11 +9,11 @@ learning-rate drops and warm-up in proportion. A value given on the command line
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -283,6 +283,7 @@ class Settings:
 # ---------------------------------------------------------------------------------------------- recipes
 
 Overrides = Mapping[str, Any]  # dotted name, as on the command line -> value
+Change: TypeAlias = tuple[str, Any, Any]  # setting, before, now
 
 # how a finished network is measured: no part of what comes out of the training
 MEASURING = (
@@ -293,6 +294,21 @@ MEASURING = (
     "eval.curve_limit",
     "eval.fast",
     "eval.batch_size",
+)
+
+# what may change between a run and its continuation: it does not change what is trained
+FREE_ON_RESUME = (
+    "out",
+    "resume",
+    "accept_changes",
+    "dry_run",
+    "data.path",
+    "precision",
+    "compile",
+    "require_revision",
+    "diagnostics",
+    "log_with",
+    *MEASURING,
 )
 
 # what belongs to a data set, whatever the method
@@ -565,6 +581,21 @@ def to_yaml(settings: Settings) -> str:
         group, _, leaf = name.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[leaf] = value
     return yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)
+
+
+def changed(before: Settings, now: Settings) -> list[Change]:
+    """Where settings train something else than those that a run was begun with; see `FREE_ON_RESUME`."""
+    old, new = dict(flat(before)), dict(flat(now))
+    return [
+        (name, old[name], new[name])
+        for name in old
+        if old[name] != new[name] and name not in FREE_ON_RESUME and not name.startswith("checkpoint.")
+    ]
+
+
+def listed(changes: Iterable[Change]) -> str:
+    """What changed, a line an option."""
+    return "\n".join(f"  {option(name)}: {before} before, {now} now" for name, before, now in changes)
 
 
 def from_yaml(text: str) -> Settings:

@@ -545,6 +545,28 @@ def test_a_cell_that_wants_more_measures_is_run_for_them(stubbed):
     assert [runner.state_of(cell) for cell in fewer.cells] == ["finished"]
 
 
+def test_a_trial_with_other_settings_is_no_cell(stubbed, capsys):
+    """A finished run of two epochs in a cell's folder is refused before anything runs, and never in the table."""
+    grid = grid_of("table2", data=("cifar10",), only=("ARD (AT)",))
+    run_all(grid)
+    teacher = grid.cells[0]
+    trial = settings.override(teacher.settings, {"train.epochs": 2, "eval.aa_limit": 8})
+    (teacher.folder / "settings.yaml").write_text(settings.to_yaml(trial))
+    assert [runner.state_of(cell) for cell in grid.cells] == ["another", "finished"]
+    line = ["study", "table2", "--data.name", "cifar10", "--only", "ARD (AT)"]
+    for more in ([], ["--report"]):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            cli.main([*line, *more])
+        said = capsys.readouterr().err
+        assert f"{teacher.folder} was begun with other settings" in said
+        assert "--train.epochs: 2 before, 200 now" in said
+        assert "aa-limit" not in said  # how it is measured may change
+    assert not grid.folder.exists()
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main([*line, "--dry-run"])
+    assert "1 another, 1 finished" in capsys.readouterr().out
+
+
 def test_students_wait_for_their_teachers_and_jobs_run_side_by_side(stubbed):
     stubbed.update(at=(0, 0.3), ard=(0, 0.5), iad1=(0, 0.5))
     grid = grid_of("table2", data=("cifar10",), only=("IAD-I (AT)", "ARD (AT)"))

@@ -13,7 +13,7 @@ from recipe_files import ENVIRONMENT, TINY, call, command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from iad_ext import checkpoint, run, tracking
-from iad_ext.settings import Settings, for_trackers, from_command_line
+from iad_ext.settings import FREE_ON_RESUME, Settings, for_trackers, from_command_line
 
 # a tracker's module that writes down how it is called; {name} stands where its own name does
 RECORDER = """
@@ -316,4 +316,4 @@ def test_scalars_are_numbers():
 
 def test_it_is_free_on_resume():
     assert Settings().log_with == ""
-    assert "log_with" in run.FREE_ON_RESUME
+    assert "log_with" in FREE_ON_RESUME

@@ -59,6 +59,15 @@ def listing(grid: Grid, way: Way | None = None) -> list[str]:
     return list(runner.listing(runner.shard_of(grid.cells, *way.shard)))
 
 
+def check(grid: Grid) -> None:
+    """See that no run in the study's folders is another's.
+
+    Raises:
+        ValueError: a run was begun with other settings.
+    """
+    runner.refuse_others(grid.cells)
+
+
 def run(grid: Grid, way: Way | None = None, say: Callable[[str], None] = print) -> Outcome:
     """Run a study's cells, or this share of them."""
     way = way or Way()
@@ -134,6 +143,7 @@ __all__ = [
     "Study",
     "Way",
     "announce",
+    "check",
     "exit_code",
     "expand",
     "listing",

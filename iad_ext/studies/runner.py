@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import iad_ext
-from iad_ext import checkpoint, files, recipes
+from iad_ext import checkpoint, files, recipes, settings
 from iad_ext.checkpoint import CheckpointError
+from iad_ext.settings import Change
 from iad_ext.signals import Stop
 from iad_ext.studies.grid import Cell
 
-State: TypeAlias = Literal["finished", "running", "interrupted", "waiting", "to do"]
+State: TypeAlias = Literal["finished", "running", "interrupted", "another", "waiting", "to do"]
 
 DONE, STOPPED = 0, 5  # a recipe's exit codes
 POLL = 0.05  # seconds between two looks at the processes
@@ -33,6 +34,8 @@ _OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTE
 
 def state_of(cell: Cell) -> State:
     """How far a cell is, by its folder alone."""
+    if begun_otherwise(cell):
+        return "another"
     if is_finished(cell):
         return "finished"
     if _is_locked(cell.folder):
@@ -45,6 +48,31 @@ def state_of(cell: Cell) -> State:
 def has_results(folder: Path) -> bool:
     """Whether a run is trained and measured by whatever it was told to: it can teach."""
     return (folder / "results.json").is_file()
+
+
+def begun_otherwise(cell: Cell) -> list[Change]:
+    """What a run in the cell's folder trains otherwise than the cell: it is another run, and none of the study's."""
+    try:
+        before = settings.from_yaml((cell.folder / "settings.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []  # nothing there, or nothing that the run itself would take
+    return settings.changed(before, cell.settings)
+
+
+def refuse_others(cells: Sequence[Cell]) -> None:
+    """See that no cell's folder holds another run, a trial with fewer epochs perhaps.
+
+    Raises:
+        ValueError: one does.
+    """
+    others = [(cell, changes) for cell in cells if (changes := begun_otherwise(cell))]
+    if others:
+        cell, changes = others[0]
+        more = f" So were {len(others) - 1} more of the study's folders." if len(others) > 1 else ""
+        raise ValueError(
+            f"{cell.folder} was begun with other settings than the study's:\n{settings.listed(changes)}\n"
+            f"Give another --out, or the settings that it was begun with.{more}"
+        )
 
 
 def is_finished(cell: Cell) -> bool:
