@@ -130,6 +130,8 @@ class Data:
     """Folder that holds the data set, for work without a network."""
     revision: Annotated[str | None, _option(metavar="COMMIT")] = None
     """Commit of the data set on the hub."""
+    config: Annotated[str | None, _option(metavar="NAME")] = None
+    """Which of its configurations, where the data set has several."""
     image_column: Annotated[str | None, _option(metavar="NAME")] = None
     """Column of the images; found by its type when not given."""
     label_column: Annotated[str | None, _option(metavar="NAME")] = None
@@ -763,6 +765,7 @@ def _test_images(data: Data, model: str, *, limit: int | None = None) -> "tuple[
         selection="test",
         limit_train=1,
         limit_test=limit,
+        config=data.config,
         image_column=data.image_column,
         label_column=data.label_column,
     )

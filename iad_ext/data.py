@@ -248,6 +248,7 @@ def load_splits(
     holdout: int = 1000,
     limit_train: int | None = None,
     limit_test: int | None = None,
+    config: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Splits:
@@ -274,6 +275,7 @@ def load_splits(
         holdout: at most so many images are held out, ≥ 1.
         limit_train: at most so many images to train on, ≥ 1.
         limit_test: at most so many test images, ≥ 1.
+        config: which of its configurations, where a data set has several.
         image_column: the column of images.
         label_column: the column of labels.
 
@@ -284,11 +286,11 @@ def load_splits(
         FileNotFoundError: there is no such folder.
         OSError: the data set cannot be had from the hub or its cache, or its files cannot be read.
     """
-    columns = {"image_column": image_column, "label_column": label_column}
-    _check_arguments(selection, columns, holdout=holdout, limit_train=limit_train, limit_test=limit_test)
+    names = {"config": config, "image_column": image_column, "label_column": label_column}
+    _check_arguments(selection, names, holdout=holdout, limit_train=limit_train, limit_test=limit_test)
     check_name("name", name)
     known = KNOWN.get(name)
-    stored, origin = _fetch(name, path, revision, require_revision)
+    stored, origin = _fetch(name, path, revision, config, require_revision)
     train, test = _parts(stored, known, image_column, label_column)
     classes, train_labels, test_labels = _labels(train, test)
     aside = holdout if selection == "holdout" else 0
@@ -367,7 +369,7 @@ def _npz_images(path: Path, classes: Sequence[str]) -> ImageSet:
 
 
 def _check_arguments(
-    selection: str, columns: Mapping[str, str | None], *, holdout: int, **limits: int | None
+    selection: str, names: Mapping[str, str | None], *, holdout: int, **limits: int | None
 ) -> None:
     check_name("selection", selection)
     if selection not in get_args(Selection):
@@ -376,9 +378,9 @@ def _check_arguments(
     for argument, count in limits.items():
         if count is not None:
             check_whole(argument, count, at_least=1)
-    for argument, column in columns.items():
-        if column is not None:
-            check_name(argument, column)
+    for argument, given in names.items():
+        if given is not None:
+            check_name(argument, given)
 
 
 def locate(
@@ -426,18 +428,22 @@ def locate(
 
 
 def _fetch(
-    name: str, path: str | Path | None, revision: str | None, require_revision: bool
+    name: str, path: str | Path | None, revision: str | None, config: str | None, require_revision: bool
 ) -> tuple[_Stored, dict[str, Any]]:
     """The stored splits, and the part of the provenance that says where they come from."""
     source, where = locate(name, path, revision, require_revision=require_revision)
-    origin: dict[str, Any] = {"source": source, "id": where, "path": None, "revision": None}
+    origin: dict[str, Any] = {"source": source, "id": where, "path": None, "revision": None, "config": config}
     if source == "folder":
         _refuse_several(Path(where), name)
         _refuse_leading_outside(Path(where))
-        return _load(where), origin | {"id": None, "path": str(Path(where).resolve())}
+        return _load(where, config=config), origin | {"id": None, "path": str(Path(where).resolve())}
     if source == "scikit-learn":
+        if config is not None:
+            raise ValueError(
+                f"the data set digits has one configuration; got config {config!r}, leave it out"
+            )
         return _digits(), origin
-    stored = _load(where, revision)
+    stored = _load(where, revision, config)
     return stored, origin | {"revision": _commit(stored) or revision}
 
 
@@ -523,11 +529,11 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _load(where: str, revision: str | None = None) -> _Stored:
+def _load(where: str, revision: str | None = None, config: str | None = None) -> _Stored:
     held = pyarrow.total_allocated_bytes()
     try:
         with _readers_heard() as unreadable:
-            stored: _Stored = datasets.load_dataset(where, revision=revision)
+            stored: _Stored = datasets.load_dataset(where, name=config, revision=revision)
         return stored
     except Exception as error:  # broken files can raise anything
         _let_go(error, held)
@@ -537,6 +543,11 @@ def _load(where: str, revision: str | None = None) -> _Stored:
         reason = textwrap.shorten(reason, LONGEST_REASON, placeholder=" …")
         if isinstance(error, pickle.UnpicklingError):  # of which the text tells how to run the code after all
             reason = "it holds pickled objects, which could run any code"
+        if found := re.search(r"(?:not found. Available: |available configs: )(\[.*?\])", str(error)):
+            raise ValueError(
+                f"the data set {where} has the configurations {found[1]}, got {config!r}: config=NAME, or "
+                "--data.config NAME, chooses one"
+            ) from error
         if Path(where).is_dir():
             advice = "it must hold files that datasets.load_dataset reads, such as parquet files"
         else:

@@ -195,7 +195,9 @@ def _short_name(teacher: str) -> str:
 
 def data_folder(settings: Settings) -> str:
     """The data set's name as a folder's."""
-    return settings.data.name.replace("/", "--")
+    data = settings.data
+    name = data.name if data.config is None else f"{data.name}-{data.config}"
+    return name.replace("/", "--")
 
 
 def load_data(settings: Settings) -> Splits:
@@ -214,6 +216,7 @@ def load_data(settings: Settings) -> Splits:
         holdout=data.holdout,
         limit_train=data.limit_train,
         limit_test=data.limit_test,
+        config=data.config,
         image_column=data.image_column,
         label_column=data.label_column,
     )

@@ -53,6 +53,8 @@ class DataSettings:
     """More images to train on: an .npz file with image and label, a hub id or a folder."""
     extra_share: float = 0.0
     """Their share of an epoch's images; generated CIFAR images take 0.7 to 0.8."""
+    config: str | None = None
+    """Which of its configurations, where the data set has several."""
     image_column: str | None = None
     """Column of the images; found by its type when not given."""
     label_column: str | None = None

@@ -20,6 +20,7 @@ import PIL.Image
 import pyarrow.parquet
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -374,13 +375,13 @@ def test_known_names_and_revisions_reach_the_hub(monkeypatch):
     split = datasets.Dataset.from_dict(content, features=features)
     split.info.download_checksums = {f"hf://datasets/uoft-cs/cifar100@{commit}/train.parquet": {}}
 
-    def load_dataset(where, revision):
-        asked.append((where, revision))
+    def load_dataset(where, name, revision):
+        asked.append((where, name, revision))
         return datasets.DatasetDict(train=split, test=split)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    provenance = load_splits("cifar100", revision="main").provenance
-    assert asked == [("uoft-cs/cifar100", "main")]
+    provenance = load_splits("cifar100", revision="main", config="fine").provenance
+    assert asked == [("uoft-cs/cifar100", "fine", "main")]
     assert (provenance["id"], provenance["revision"], provenance["source"]) == (
         "uoft-cs/cifar100",
         commit,
@@ -393,8 +394,8 @@ def test_known_names_and_revisions_reach_the_hub(monkeypatch):
 def test_a_full_commit_can_be_required(monkeypatch, name, where, how):
     asked = []
 
-    def load_dataset(where, revision):
-        asked.append((where, revision))
+    def load_dataset(where, name, revision):
+        asked.append((where, name, revision))
         features = datasets.Features({"image": IMAGE, "label": LABEL})
         split = datasets.Dataset.from_dict(columns(20), features=features)
         return datasets.DatasetDict(train=split, test=split)
@@ -412,7 +413,7 @@ def test_a_full_commit_can_be_required(monkeypatch, name, where, how):
     assert asked == []
     commit = "0123456789abcdef0123456789abcdef01234567"
     assert load_splits(name, revision=commit, **required).provenance["revision"] == commit
-    assert asked == [(where, commit)]
+    assert asked == [(where, None, commit)]
 
 
 def test_what_is_here_needs_no_commit(monkeypatch, tmp_path):
@@ -511,6 +512,32 @@ def test_two_columns_that_fit(tmp_path):
         faulty(tmp_path, content, content, features, image_column="left")
     splits = faulty(tmp_path, content, content, features, image_column="right", label_column="colour")
     assert splits.test.labels.tolist() == [1, 2] * 6
+
+
+def test_a_data_set_of_several_configurations(tmp_path):
+    for name, n in (("small", 20), ("large", 40)):
+        folder(tmp_path / "both" / name, train=columns(n), test=columns(10))
+    described = [
+        {
+            "config_name": name,
+            "data_files": [
+                {"split": split, "path": f"{name}/data/{split}-*.parquet"} for split in ("train", "test")
+            ],
+        }
+        for name in ("small", "large")
+    ]
+    (tmp_path / "both/README.md").write_text(f"---\n{yaml.safe_dump({'configs': described})}---\n")
+    where = str(tmp_path / "both")
+    for name, n in (("small", 20), ("large", 40)):
+        splits = load_splits(where, config=name)
+        assert len(splits.train) + len(splits.validation) == n
+        assert splits.provenance["config"] == name
+    for wrong in (None, "tiny"):
+        said = rf"configurations \['small', 'large'\], got {wrong!r}: config=NAME, or --data.config NAME"
+        with pytest.raises(ValueError, match=said):
+            load_splits(where, config=wrong)
+    with pytest.raises(ValueError, match="digits has one configuration; got config 'small'"):
+        load_splits("digits", config="small")
 
 
 def test_test_split_with_other_columns(tmp_path):

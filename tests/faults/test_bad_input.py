@@ -251,6 +251,7 @@ ENTRIES = {
         "holdout": COUNT,
         "limit_train": [*COUNT[:-2], "0"],
         "limit_test": [*COUNT[:-2], "0"],
+        "config": ["'nothing'", "5", "[]", "''"],
         "image_column": ["'nothing'", "5", "[]", "'label'"],
         "label_column": ["'nothing'", "5", "[]"],
         "limit": ["3"],
