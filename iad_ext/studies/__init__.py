@@ -12,6 +12,7 @@ from typing import Any
 
 from iad_ext import checkpoint, files, plots
 from iad_ext.checkpoint import CheckpointError
+from iad_ext.lines import titled
 from iad_ext.report import write as write_page
 from iad_ext.studies import results, runner, tables
 from iad_ext.studies.grid import Cell, Choices, Grid, Relation, Study, expand, names, read
@@ -43,13 +44,14 @@ def announce(grid: Grid, say: Callable[[str], None] = print) -> None:
     """Say what a study is and what it can find."""
     study = grid.study
     where = f" ({study.table.replace('table', 'Table ')})" if study.table else ""
-    say(f"study      {study.name}: {study.title}{where}")
-    say(f"rows       {len(grid.lines)}, cells {len(grid.cells)} with their teachers")
+    say(titled("study", f"{study.name}: {study.title}{where}", column=11))
+    say(titled("rows", f"{len(grid.lines)}, cells {len(grid.cells)} with their teachers", column=11))
     if any(cell.attacks for cell in grid.cells if cell.labels):
-        say(
-            f"power      a comparison by the measure with the fewest images can detect about {results.power(grid):.1f} "
-            "points (80% power, 95% intervals; 15% of images apart, 0.3 points of spread over seeds assumed)"
+        said = (
+            f"a comparison by the measure with the fewest images can detect about {results.power(grid):.1f} points "
+            "(80% power, 95% intervals; 15% of images apart, 0.3 points of spread over seeds assumed)"
         )
+        say(titled("power", said, column=11))
     say(f"folder     {grid.folder}")
 
 
