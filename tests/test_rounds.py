@@ -159,6 +159,23 @@ def test_a_teacher_that_is_too_large_to_travel_is_trained_again_there(in_folder,
         assert load_network(grid.cells[0].folder).num_classes == 10
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("prepare one-gpu --folder travel --wheels nowhere", "there is no folder nowhere"),
+        ("prepare one-gpu --folder travel --wheels empty", "--wheels: empty holds no packages (*.whl)"),
+        ("merge one-gpu --back back", "there is no back/bundle.json; give the folder that came back"),
+    ],
+)
+def test_a_folder_that_is_not_there_costs_nothing(in_folder, capsys, line, said):
+    Path("empty").mkdir()
+    assert rounds.main(shlex.split(f"prepare one-gpu --folder travel {TINY}")) == 0
+    before = sorted(Path("travel").rglob("*"))
+    assert rounds.main(shlex.split(f"{line} {TINY}")) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(Path("travel").rglob("*")) == before
+
+
 def test_the_time_that_a_run_needs_follows_from_another_s(in_folder):
     grid = grid_of(only=("ARD (AT)", "IAD-I (AT)"))
     at, ard, iad = grid.cells

@@ -195,8 +195,12 @@ def unpack(bundle: Path, root: Path) -> dict[str, str]:
     Networks that are there already are left as they are: they may be the originals in full precision.
 
     Raises:
-        ValueError: the bundle is not whole.
+        ValueError: there is no bundle, or it is not whole.
     """
+    if not (bundle / BUNDLE).is_file():
+        raise ValueError(
+            f"there is no {bundle / BUNDLE}; give the folder that came back, with all of its files"
+        )
     about = files.read_json(bundle / BUNDLE)
     parts = []
     for name, wanted in about["parts"].items():
@@ -415,13 +419,23 @@ def prepare(
         carry: bytes of finished runs that may go there.
         words: the command line there, but for where the images are: they travel along.
         say: where a line of progress goes.
+
+    Raises:
+        ValueError: the folder is something else's, or one that should travel is not there or has no packages.
     """
+    paths = {cell.settings.data.path for cell in grid.cells if cell.settings.data.path is not None}
+    for needed in paths if wheels is None else {*paths, wheels}:
+        if not needed.is_dir():
+            raise ValueError(f"there is no folder {needed}")
+    if wheels is not None and not any(wheels.glob("*.whl")):
+        raise ValueError(
+            f"--wheels: {wheels} holds no packages (*.whl); leave it out where the machine has them all"
+        )
     if folder.exists():
         if any(folder.iterdir()) and not (folder / "round.sh").exists():
             raise ValueError(f"{folder} is not empty and not of an earlier round; give another folder")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    paths = {cell.settings.data.path for cell in grid.cells if cell.settings.data.path is not None}
     options = [shlex.quote(word) for word in words]
     for path in paths:
         shutil.copytree(path, folder / "data" / path.name)
