@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
@@ -38,10 +39,22 @@ def anyone(flag: bool) -> bool:
     return bool(asked)
 
 
+def gathered(part: T) -> list[T]:
+    """Every process's `part`, in the order of the processes, everywhere; all of them must call."""
+    if PartialState().num_processes == 1:
+        return [part]
+    parts: list[Any] = [None] * PartialState().num_processes
+    torch.distributed.all_gather_object(parts, part, group=_host_group())
+    return parts
+
+
 @lru_cache(maxsize=1)
 def _host_group() -> Any:
-    """A group that exchanges from host memory: NCCL would put the question behind all the work of the device."""
-    return torch.distributed.new_group(backend="gloo")
+    """A group that exchanges from host memory: NCCL would put the question behind all the work of the device.
+
+    A process may wait for another's last batch of AutoAttack for long; one that has died is noticed at once.
+    """
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
 def leave() -> None:

@@ -209,10 +209,9 @@ class Run:
             left = (time.perf_counter() - began) / trained * (self.settings.train.epochs - current - 1)
             self._say_epoch(current, left)
         self.world.wait_for_everyone()
-        if not self.world.is_main_process:
-            return None
         try:
-            return self._finish()
+            measured = self._measure()
+            return self._finish(measured) if self.world.is_main_process else None
         except Interrupted:
             self._note("stopped", evaluating=True)
             raise Interrupted(
@@ -312,6 +311,11 @@ class Run:
     def _break_off(self) -> None:
         """Leave an evaluation between two batches when a signal came; the others learn of it when they are done."""
         if self.stop:
+            raise Interrupted
+
+    def _break_off_together(self) -> None:
+        """Leave an evaluation between two rounds of batches when a signal came to any of the processes."""
+        if anyone(bool(self.stop)):
             raise Interrupted
 
     def _keep_best(self, student: nn.Module, epoch: int, record: Mapping[str, Any]) -> None:
@@ -760,8 +764,21 @@ class Run:
 
     # ------------------------------------------------------------------------------------------ results
 
-    def _finish(self) -> dict[str, Any]:
-        """Measure best and last in fp32 on the test images; write results.json and robust.safetensors."""
+    def _measure(self) -> dict[str, dict[str, Any]]:
+        """Measure best and last in fp32 on the test images; the processes take batches in turns."""
+        wanted = [name.strip() for name in self.settings.eval.of.split(",")] if self.plan.attacks else []
+        measured: dict[str, dict[str, Any]] = {}
+        for which in wanted:
+            same = (
+                which == "last"
+                and "best" in measured
+                and self.best["epoch"] == self.settings.train.epochs - 1
+            )
+            measured[which] = measured["best"] if same else self._evaluate(which)
+        return measured
+
+    def _finish(self, measured: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """Write results.json, robust.safetensors, the gallery and the report."""
         results: dict[str, Any] = {
             "recipe": self.settings.recipe,
             "selection": self.settings.data.selection,
@@ -776,20 +793,12 @@ class Run:
             "changed": self.accepted,
         }
         flags: dict[str, Tensor] = {}
-        wanted = [name.strip() for name in self.settings.eval.of.split(",")] if self.plan.attacks else []
-        measured: dict[str, dict[str, Any]] = {}
-        for which in wanted:
-            same = (
-                which == "last"
-                and "best" in measured
-                and results["epochs"]["best"] == results["epochs"]["last"]
-            )
-            measured[which] = measured["best"] if same else self._evaluate(which)
-            flags |= {f"{which}/{attack}": robust for attack, robust in measured[which]["robust"].items()}
-            results[which] = {key: value for key, value in measured[which].items() if key != "robust"}
+        for which, found in measured.items():
+            flags |= {f"{which}/{attack}": robust for attack, robust in found["robust"].items()}
+            results[which] = {key: value for key, value in found.items() if key != "robust"}
             results["selected_on"] = self._validated_on()
-        if self._measures_pgd20(wanted):
-            self._keep_gallery(wanted[0])
+        if measured and gallery.ATTACK in self.plan.attacks:
+            self._keep_gallery(next(iter(measured)))
         files.write_json(self.folder / "results.json", results)
         if flags:
             held = save({name: flag.to(torch.uint8) for name, flag in flags.items()})
@@ -800,9 +809,6 @@ class Run:
         self._show(measured, results["epochs"])
         self._write_report()
         return results
-
-    def _measures_pgd20(self, wanted: Sequence[str]) -> bool:
-        return bool(wanted) and gallery.ATTACK in self.plan.attacks
 
     def _keep_gallery(self, which: str) -> None:
         """Keep the worst and the most distrusted of the first test images; a run never fails by it."""
@@ -874,7 +880,8 @@ class Run:
             self.assets.splits.test,
             self.settings,
             folder=self.folder,
-            after_batch=self._break_off,
+            after_batch=self._break_off_together,
+            world=self.world,
         )
 
 
@@ -885,6 +892,7 @@ def measure(
     *,
     folder: Path,
     after_batch: Callable[[], object] | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Measure a network as its run's settings ask: all attacks, AutoAttack on fewer images where asked.
 
@@ -894,6 +902,7 @@ def measure(
         settings: of the run; its `eval` says what and how.
         folder: the run folder, which keeps what is measured so far.
         after_batch: see `iad_ext.evaluate`.
+        world: likewise.
     """
     asked = settings.eval
     attacks = tuple(name.strip() for name in asked.attacks.split(",") if name.strip())
@@ -908,6 +917,7 @@ def measure(
         fast=asked.fast,
         state_folder=folder / "evaluation",
         after_batch=after_batch,
+        world=world,
     )
     curve = asked.curve_limit if set(attacks) != {"natural"} else 0
     if len(few) == len(everything) or "aa" not in attacks:

@@ -1,11 +1,16 @@
 import contextlib
 import copy
 import json
+import os
 import re
+import subprocess
+import sys
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from types import MethodType
 
+import evaluation_in_turns
 import numpy as np
 import pytest
 import torch
@@ -15,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from pyautoattack import AutoAttack
+from recipe_files import ENVIRONMENT
 from safetensors import safe_open
 from safetensors.torch import save
 from sklearn.datasets import load_digits
@@ -465,6 +471,30 @@ def test_it_may_be_broken_off_anywhere(trained, test_set, in_one_go, tmp_path_fa
             _broken_off(trained, test_set, folder, batches)
     result = evaluate(trained, *test_set, EVERYTHING, **PIECES, state_folder=folder)
     assert _without_time(result) == _without_time(in_one_go)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("break_off_after", [3, 30])
+def test_processes_that_take_turns_get_what_one_gets(trained, test_set, tmp_path, break_off_after):
+    """Three of them, seven batches an attack; broken off in natural accuracy or in AutoAttack, and continued."""
+    how = {"attacks": EVERYTHING, **PIECES, "curve": 40}
+    alone = evaluate(trained, *test_set, **how)
+    given_ = {"network": trained, "images": test_set[0], "labels": test_set[1], "how": how}
+    torch.save(given_ | {"break_off_after": break_off_after}, tmp_path / "given.pt")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "3"]
+    command += ["--main_process_port", "0", evaluation_in_turns.__file__, str(tmp_path)]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    environment = ENVIRONMENT | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(3)]
+    for one in found:
+        assert _without_time(one["result"]) == _without_time(alone)
+    # a third of the batches each: 7 are 3 rounds, 40 images of the curve one
+    stages = alone["protocol"]["attacks"]["aa"]["stages"]
+    batches = [7] * 4 + [3] * len(alone["curve"]) + [-(-stage["attacked"] // 16) for stage in stages]
+    assert found[0]["rounds"] == sum(-(-count // 3) for count in batches)
+    assert len(list((tmp_path / "state").iterdir())) == 1
 
 
 def test_what_is_known_is_not_measured_again(trained, test_set, tmp_path):

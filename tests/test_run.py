@@ -603,7 +603,7 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
 
 
 def test_a_torn_newest_checkpoint_only_costs_time(taught, uninterrupted, caplog):
-    _killed(f"{LONG} --out r", run.Run, "_finish")
+    _killed(f"{LONG} --out r", run.Run, "_measure")
     newest = sorted((taught / "r/checkpoints").iterdir())[-1]
     (newest / "student.safetensors").write_bytes(b"torn")
     assert _run("iad1_resnet18", f"{LONG} --out r") == 0
@@ -612,7 +612,7 @@ def test_a_torn_newest_checkpoint_only_costs_time(taught, uninterrupted, caplog)
 
 
 def test_a_folder_to_continue_can_be_named(taught, uninterrupted):
-    _killed(f"{LONG} --out r", run.Run, "_finish")
+    _killed(f"{LONG} --out r", run.Run, "_measure")
     assert _run("iad1_resnet18", f"{LONG} --resume r") == 0
     _same_run(taught / "r", uninterrupted)
 
@@ -737,7 +737,7 @@ def test_another_network_cannot_be_accepted(done, capsys):
 
 
 def test_a_teacher_that_was_changed_meanwhile_is_noticed(taught, capsys):
-    _killed("--out r", run.Run, "_finish")
+    _killed("--out r", run.Run, "_measure")
     network = load_network("runs/digits/at_resnet18/seed0")
     with torch.no_grad():
         next(network.parameters())[0] += 1e-3
@@ -814,7 +814,7 @@ def test_what_a_measurement_decided_is_kept(here, monkeypatch):
         return decided
 
     monkeypatch.setattr(run.precision, "probe", measured)
-    _killed("--out r --precision auto", run.Run, "_finish", recipe="at_resnet18")
+    _killed("--out r --precision auto", run.Run, "_measure", recipe="at_resnet18")
     assert asked == [16]
     monkeypatch.setattr(run.precision, "probe", _raise_kill)
     assert _run("at_resnet18", "--out r --precision auto") == 0
@@ -861,7 +861,7 @@ def test_how_the_attack_is_run_is_kept(here, monkeypatch, capsys):
 
     monkeypatch.setattr(run.compiling, "decide", decide)
     monkeypatch.setattr(run.compiling, "CompiledStep", step_of)
-    _killed("--out r", run.Run, "_finish", recipe="at_resnet18")
+    _killed("--out r", run.Run, "_measure", recipe="at_resnet18")
     assert "attack           compile step (measured: here)" in capsys.readouterr().out
     assert _run("at_resnet18", "--out r") == 0
     assert wanted == [("auto", "asked for by --compile", 16), ("step", "as the run was begun", 16)]
@@ -879,7 +879,7 @@ def test_what_was_asked_for_and_refused_may_be_asked_for_again(here, monkeypatch
         return Compilation("off", "step was wanted; x̃ is another")
 
     monkeypatch.setattr(run.compiling, "decide", decide)
-    _killed("--out r --compile step", run.Run, "_finish", recipe="at_resnet18")
+    _killed("--out r --compile step", run.Run, "_measure", recipe="at_resnet18")
     assert _run("at_resnet18", "--out r --compile graphs") == 2
     assert "--compile: off before, graphs now" in capsys.readouterr().err
     assert _run("at_resnet18", "--out r --compile step") == 0

@@ -21,6 +21,7 @@ from iad_ext.evaluation.lean import LeanAPGD, LeanAPGDTargeted, LeanFAB, LeanSqu
 from iad_ext.evaluation.masking import Flag
 from iad_ext.evaluation.samples import Sample
 from iad_ext.evaluation.subject import Subject
+from iad_ext.evaluation.turns import ALONE, Turns
 from iad_ext.names import refuse_unknown
 from iad_ext.reliability import predicts
 from iad_ext.types import Flags, Images, Labels
@@ -30,6 +31,16 @@ BUDGET = {"n_iter": 100, "n_queries": 5000}
 
 STANDS = -1  # no stage has broken the image yet
 WRONG = -2  # wrong without any attack
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage did to a batch: `fell` of the images at `positions`, and the two counts of `State`."""
+
+    positions: torch.Tensor
+    fell: torch.Tensor
+    non_finite: int
+    met_zero_gradients: tuple[int, int]
 
 
 @dataclass
@@ -64,6 +75,13 @@ class State:
     def robust(self) -> Flags:
         """(N,), which images are right naturally and under every stage so far."""
         return self.fell_to == STANDS
+
+    def take(self, outcome: Outcome) -> None:
+        """Note what a batch of the stage at work came to."""
+        self.fell_to[outcome.positions[outcome.fell]] = self.stage
+        self.non_finite += outcome.non_finite
+        (times, most), (more, at_once) = self.met_zero_gradients, outcome.met_zero_gradients
+        self.met_zero_gradients = times + more, max(most, at_once)
 
 
 class _Warnings:
@@ -147,34 +165,36 @@ class Runner:
         """Return the positions that stood when the stage at work began, also in the middle of it."""
         return ((state.fell_to == STANDS) | (state.fell_to == state.stage)).nonzero()[:, 0]
 
-    def run_stage(self, sample: Sample, state: State) -> Iterator[int]:
-        """Bring the stage at work to its end, changing `state`; yields after every batch its size.
+    def run_stage(self, sample: Sample, state: State, turns: Turns = ALONE) -> Iterator[int]:
+        """Bring the stage at work to its end, changing `state`; yields after every round its number of images.
 
-        Images are attacked in float32 whatever the type of the network, as pyautoattack does.
+        A round is a batch of each process. A batch is attacked in the same way whoever does it, so that the flags are
+        those of one process. Images are attacked in float32 whatever the type of the network, as pyautoattack does.
         """
         sample = Sample(sample.images, sample.labels, sample.device, torch.float32)
-        queue = self.queue(state)
+        queue, name = self.queue(state), self.stages[state.stage]
         batches = queue.split(self.batch_size) if len(queue) else ()
-        for positions in batches[state.batch :]:
-            self._run_batch(sample, positions, state)
-            yield len(positions)
+        while state.batch < len(batches):
+            began = time.perf_counter()
+            mine = batches[state.batch + turns.rank :][:1]
+            outcomes = turns.joined(self._attacked(name, sample, mine[0]) if mine else None)
+            for outcome in outcomes:
+                state.take(outcome)
+            state.batch += len(outcomes)
+            state.seconds[name] = state.seconds.get(name, 0.0) + time.perf_counter() - began
+            yield sum(len(outcome.positions) for outcome in outcomes)
         state.stage, state.batch = state.stage + 1, 0
 
-    def _run_batch(self, sample: Sample, positions: torch.Tensor, state: State) -> None:
-        name, began = self.stages[state.stage], time.perf_counter()
+    def _attacked(self, stage: str, sample: Sample, positions: torch.Tensor) -> Outcome:
         images, labels = sample.batch(positions)
         with torch.no_grad():
-            logits = self.subject(self._perturb(name, images, labels))
-        fell = ~predicts(logits, labels)
-        state.fell_to[positions[fell.cpu()]] = state.stage
-        state.non_finite += int((~logits.isfinite().all(dim=1)).sum())
-        times, most = self.warnings.zero_gradients()
-        state.met_zero_gradients = (
-            state.met_zero_gradients[0] + times,
-            max(state.met_zero_gradients[1], most),
+            logits = self.subject(self._perturb(stage, images, labels))
+        return Outcome(
+            positions,
+            fell=(~predicts(logits, labels)).cpu(),
+            non_finite=int((~logits.isfinite().all(dim=1)).sum()),
+            met_zero_gradients=self.warnings.zero_gradients(),
         )
-        state.batch += 1
-        state.seconds[name] = state.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def _perturb(self, stage: str, images: Images, labels: Labels) -> Images:
         self.attacks[stage].seed = self.seed

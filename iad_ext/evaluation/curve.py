@@ -46,6 +46,7 @@ def standing(
     *,
     batch_size: int,
     done: int = 0,
+    stride: int | None = None,
 ) -> Iterator[Flags]:
     """Attack batch by batch after the first `done` images; yields which stand at `radius`.
 
@@ -61,8 +62,9 @@ def standing(
         starts: the starting noise of the images at positions first … last − 1, uniform in [−1, 1].
         batch_size: images a pass.
         done: images that an earlier call has done.
+        stride: images from a batch to the next, where several processes take turns.
     """
-    for first in range(done, len(data), batch_size):
+    for first in range(done, len(data), stride or batch_size):
         images, labels = data.batch(slice(first, first + batch_size))
         stands = _right(subject, images, labels)
         if radius:

@@ -22,7 +22,9 @@ from iad_ext.evaluation.masking import Flag
 from iad_ext.evaluation.samples import Array, Sample, sample
 from iad_ext.evaluation.subject import Subject, check_device, fold_batchnorm, probe, under_evaluation
 from iad_ext.evaluation.tables import format_table, hardware, interval, percent
+from iad_ext.evaluation.turns import Turns
 from iad_ext.names import known_arguments, unknown
+from iad_ext.processes import World, from_main
 from iad_ext.provenance import versions
 from iad_ext.randomness import stream
 from iad_ext.reliability import predicts
@@ -107,6 +109,7 @@ def evaluate(
     aa_settings: Mapping[str, int] | None = None,
     state_folder: str | Path | None = None,
     after_batch: Callable[[], object] | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Measure the accuracy of `model` on natural images and under L∞ attacks.
 
@@ -146,6 +149,9 @@ def evaluate(
             settings goes on after the last batch, and further attacks do not repeat what is known. The results are
             those of a call that was not broken off.
         after_batch: called after every batch; what it raises breaks the evaluation off, with everything kept.
+        world: processes that share the batches out, `accelerate.PartialState()`. Each of them makes the same call, with
+            the network on its own device, and gets the same result, which is that of one process; the main one
+            shows progress and keeps the state. `after_batch` must then raise on all of them or on none.
 
     Returns:
         A dictionary of
@@ -173,7 +179,15 @@ def evaluate(
     with under_evaluation(model, channels_last=channels_last) as subject:
         check_device(subject, device)
         data = sample(images, labels, device=subject.device, dtype=subject.pixels)
-        course = _Course(subject, data, eps=eps, seed=seed, batch_size=batch_size, progress=progress)
+        course = _Course(
+            subject,
+            data,
+            eps=eps,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+            turns=Turns.among(world),
+        )
         course.run(names, aa_settings, state_folder, after_batch, fast=fast, curve=curve)
     return course.result(names, channels_last=channels_last)
 
@@ -269,11 +283,21 @@ def _passes(
     batch_size: int,
     offset: int = 0,
     done: int = 0,
+    stride: int | None = None,
 ) -> Iterator[tuple[Flags, Flags]]:
     """Attack batch by batch after the first `done` images; yields which are then right, and have finite logits."""
     attack = None if name == "natural" else GRADIENT_ATTACKS[name]
     for images, labels in adversarial_batches(
-        subject, data, attack, name, eps=eps, seed=seed, batch_size=batch_size, offset=offset, done=done
+        subject,
+        data,
+        attack,
+        name,
+        eps=eps,
+        seed=seed,
+        batch_size=batch_size,
+        offset=offset,
+        done=done,
+        stride=stride,
     ):
         logits = subject(images)
         yield predicts(logits, labels), logits.isfinite().all(dim=1)
@@ -290,6 +314,7 @@ def adversarial_batches(
     batch_size: int,
     offset: int = 0,
     done: int = 0,
+    stride: int | None = None,
 ) -> Iterator[tuple[Images, Labels]]:
     """Yield batch by batch, after the first `done` images, the adversarial images of `subject`, and the labels.
 
@@ -303,13 +328,14 @@ def adversarial_batches(
         batch_size: images a pass.
         offset: position of the first image in a larger set.
         done: images that an earlier call has done.
+        stride: images from a batch to the next, where several processes take turns.
     """
     attack = starts = None
     if settings is not None:
         attack = settings.build(subject, eps)
         if attack.random_start:
             starts = starting_noise(attack, name, seed, tuple(data.images.shape[1:]))
-    for first in range(done, len(data), batch_size):
+    for first in range(done, len(data), stride or batch_size):
         images, labels = data.batch(slice(first, first + batch_size))
         if attack is not None:
             noise = starts(offset + first, offset + first + len(images)) if starts is not None else None
@@ -345,9 +371,18 @@ class _Course:
     """One evaluation as it goes: what has been measured so far."""
 
     def __init__(
-        self, subject: Subject, data: Sample, *, eps: float, seed: int, batch_size: int, progress: bool | None
+        self,
+        subject: Subject,
+        data: Sample,
+        *,
+        eps: float,
+        seed: int,
+        batch_size: int,
+        progress: bool | None,
+        turns: Turns,
     ) -> None:
-        self.subject, self.data, self.progress = subject, data, progress
+        self.subject, self.data, self.turns = subject, data, turns
+        self.progress = False if turns.rank else progress
         self.eps, self.seed, self.batch_size = eps, seed, batch_size
         self.robust: dict[str, Flags] = {}
         self.settings: dict[str, dict[str, Any]] = {}
@@ -397,11 +432,16 @@ class _Course:
         self.flags += masking.from_robust(natural, gradient, eps=self.eps)
 
     def _kept(self, folder: str | Path | None, runner: Runner) -> Kept:
-        key = ""
-        if folder is not None:  # hashing a network and its images costs something
+        key, mine = "", folder if self.turns.rank == 0 else None
+        if mine is not None:  # hashing a network and its images costs something
             numbers = {"eps": self.eps, "seed": self.seed, "batch_size": self.batch_size}
             key = key_of(self.subject, self.data, **numbers, autoattack=runner.budget)
-        return Kept(folder, key, n=len(self.data), stages=len(runner.stages))
+        kept = Kept(mine, key, n=len(self.data), stages=len(runner.stages))
+        if self.turns.of > 1:  # all go on from where the main process stands
+            kept.passes, kept.seconds, kept.autoattack = from_main(
+                (kept.passes, kept.seconds, kept.autoattack)
+            )
+        return kept
 
     def _batch_done(self) -> None:
         """Let the caller break off, with everything kept."""
@@ -425,14 +465,15 @@ class _Course:
             eps=self.eps,
             seed=self.seed,
             batch_size=self.batch_size,
-            done=done.shape[1],
+            **self._mine_after(done.shape[1]),
         )
+        both = (torch.stack(flags) for flags in passes)
         with ProgressBar(name, len(self.data), self.progress, done=done.shape[1]) as bar:
-            for right, finite in passes:
-                done = torch.cat([done, torch.stack([right, finite]).cpu()], dim=1)
+            for new in self.turns.rounds(both, self._rounds_after(done.shape[1], len(self.data))):
+                done = torch.cat([done, new], dim=1)
                 kept.passes[name], kept.seconds[name] = done, before + time.perf_counter() - began
                 kept.save(due_only=True)
-                bar.advance(len(right), percent(done.all(dim=0)))
+                bar.advance(new.shape[1], percent(done.all(dim=0)))
                 self._batch_done()
         kept.save()
         right, finite = done
@@ -446,6 +487,16 @@ class _Course:
         self.robust[name] = right & finite
         return self.robust[name]
 
+    def _mine_after(self, done: int) -> dict[str, int]:
+        """Which batches are this process's, after the first `done` images."""
+        return {
+            "done": done + self.turns.rank * self.batch_size,
+            "stride": self.turns.of * self.batch_size,
+        }
+
+    def _rounds_after(self, done: int, n: int) -> int:
+        return len(range(done, n, self.turns.of * self.batch_size))
+
     def _curve(self, limit: int) -> None:
         """Robust accuracy against the radius, on the first `limit` images."""
         kept, all_ = self.kept, self.data
@@ -458,11 +509,17 @@ class _Course:
             began = time.perf_counter()
             done = kept.passes.get(name, torch.empty(2, 0, dtype=torch.bool))
             passes = curves.standing(
-                self.subject, data, radius, starts, batch_size=self.batch_size, done=done.shape[1]
+                self.subject,
+                data,
+                radius,
+                starts,
+                batch_size=self.batch_size,
+                **self._mine_after(done.shape[1]),
             )
+            rounds = self._rounds_after(done.shape[1], len(data))
             with ProgressBar(name, len(data), self.progress, done=min(done.shape[1], len(data))) as bar:
-                for standing in passes:
-                    done = torch.cat([done, standing.cpu().expand(2, -1)], dim=1)
+                for standing in self.turns.rounds(passes, rounds):
+                    done = torch.cat([done, standing.expand(2, -1)], dim=1)
                     kept.passes[name] = done
                     kept.seconds["curve"] = before + time.perf_counter() - began
                     kept.save(due_only=True)
@@ -488,7 +545,7 @@ class _Course:
             queue, stage = len(runner.queue(state)), runner.stages[state.stage]
             done = min(state.batch * self.batch_size, queue)
             with ProgressBar(f"aa {stage}", queue, self.progress, done=done) as bar:
-                for images in runner.run_stage(self.data, state):
+                for images in runner.run_stage(self.data, state, self.turns):
                     self.kept.save(due_only=True)
                     bar.advance(images, percent(state.robust))
                     self._batch_done()

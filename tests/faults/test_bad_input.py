@@ -196,6 +196,7 @@ ENTRIES = {
         "progress": ["~False"],
         "channels_last": ["~False", "'no'", "None", "3"],
         "aa_settings": ["{'n_itr': 1}", "{'n_iter': 0}", "{'n_iter': 'x'}", "5", "'n_iter=5'", "[]", "{'n_iter': 1.5}"],
+        "world": ["2", "'accelerate'", "[]", "~None"],
         "epsilon": ["0.1"],
     },
     "load_network": {
