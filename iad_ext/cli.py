@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from iad_ext.data import Splits
     from iad_ext.entrants import Entrant
+    from iad_ext.processes import World
 
 DONE, DEFECT, WRONG_INPUT, CANNOT_WRITE, STOPPED, TO_MEND = 0, 1, 2, 4, 5, 6
 # a line that begins with a space keeps its break in tyro's help
@@ -570,18 +571,19 @@ class Evaluate:
     loading: OmitArgPrefixes[Loading] = field(default_factory=Loading)
 
     def run(self) -> int:
-        """Load, measure, print, write."""
+        """Load, measure, print, write; of several processes the main one prints and writes."""
         if self.out is not None:
             _require_writable(self.out)
-        with _input():
-            names = self._attacks()
-            network, images, eps, device = self._prepared()
-            self._announce(network, images, eps, device)
-            measured = self._measure(network, images, names, eps)
-        _show(measured)
-        if self.out is not None:
-            self._write(self.out, network, images, measured)
-            shutil.rmtree(_kept_beside(self.out), ignore_errors=True)
+        with _together(self.device) as world:
+            with _input():
+                names = self._attacks()
+                network, images, eps, device = self._prepared(world)
+                self._announce(network, images, eps, device)
+                measured = self._measure(network, images, names, eps, world)
+            _show(measured)
+            if self.out is not None and (world is None or world.is_main_process):
+                self._write(self.out, network, images, measured)
+                shutil.rmtree(_kept_beside(self.out), ignore_errors=True)
         return DONE
 
     def _attacks(self) -> tuple[str, ...]:
@@ -605,11 +607,11 @@ class Evaluate:
         _check_radius(self.eps)
         return names
 
-    def _prepared(self) -> "tuple[nn.Module, Splits, float, str]":
+    def _prepared(self, world: "World | None") -> "tuple[nn.Module, Splits, float, str]":
         """The network on its device, the images, and the radius."""
         from iad_ext.backbones import load_network
 
-        device = _device(self.device)
+        device = _device(self.device) if world is None else str(world.device)
         network = load_network(self.model, **self.loading.arguments())
         images, radius = _images_for(self.model, self.data, self.eps)
         _require_classes(network, images, self.model)
@@ -642,7 +644,12 @@ class Evaluate:
         sys.stdout.flush()
 
     def _measure(
-        self, network: "nn.Module", images: "Splits", names: tuple[str, ...], eps: float
+        self,
+        network: "nn.Module",
+        images: "Splits",
+        names: tuple[str, ...],
+        eps: float,
+        world: "World | None",
     ) -> dict[str, Any]:
         import functools
 
@@ -658,6 +665,7 @@ class Evaluate:
             batch_size=self.batch_size,
             fast=self.fast,
             state_folder=_kept_beside(self.out) if self.out is not None else None,
+            world=world,
         )
         curve = self.curve_limit if set(names) != {"natural"} else 0
         if "aa" not in names or len(few) == len(test):
@@ -686,6 +694,24 @@ class Evaluate:
         with _writing(out):
             files.write_json(out, content)
         print(f"{'results'.ljust(10)}{out}")
+
+
+@contextlib.contextmanager
+def _together(device: str | None) -> "Iterator[World | None]":
+    """The processes that accelerate launched, of which the main one prints; None for one alone."""
+    if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield None
+        return
+    from iad_ext import processes
+
+    if device is not None:
+        raise WrongInputError(f"--device {device}: leave it out, the launcher gives each process its own")
+    world = processes.world()
+    with contextlib.ExitStack() as silent:
+        if not world.is_main_process:
+            silent.enter_context(contextlib.redirect_stdout(silent.enter_context(Path(os.devnull).open("w"))))
+        yield world
+        processes.leave()
 
 
 def _kept_beside(out: Path) -> Path:
