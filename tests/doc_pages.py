@@ -119,7 +119,11 @@ def _accelerate(args):
     read = launch_command_parser().parse_args(args[1:])
     if read.config_file is not None:
         assert (ROOT / read.config_file).is_file(), read.config_file
-    _recipe([read.training_script, *read.training_script_args])
+    if read.module:
+        assert read.training_script == "iad_ext", args
+        _iad_ext(read.training_script_args)
+    else:
+        _recipe([read.training_script, *read.training_script_args])
 
 
 def _recipe(args):
