@@ -2,7 +2,9 @@
 
 Two things make a difference between two methods uncertain: which images were tested, and which seeds were trained.
 Images are resampled in pairs (an image that both networks get right says nothing). Seeds are few, and resampling three
-of them would claim more than they know: their spread, pooled over all rows of a study, enters with Student's t.
+of them would claim more than they know: their spread enters with Student's t. Runs of one seed have first weights,
+batches and often the teacher in common: where both methods have the same three seeds or more, the spread is that of
+their differences; else that of accuracies, pooled over all rows of a study.
 """
 
 import itertools
@@ -48,6 +50,8 @@ class Difference:
         seeds: runs on the side that has fewer.
         n: images.
         mcnemar_p: p-value of McNemar's exact test; over several seeds twice the median of theirs.
+        seed_spread: standard deviation over seeds that the interval holds: of the differences, or of one method's
+            accuracy; None where it holds none.
     """
 
     difference: float
@@ -56,6 +60,7 @@ class Difference:
     seeds: int
     n: int
     mcnemar_p: float
+    seed_spread: float | None
 
     @property
     def verdict(self) -> str:
@@ -120,6 +125,7 @@ def paired_difference(
     b: Sequence[Flags],
     *,
     spread: Spread | None = None,
+    same_seeds: bool = False,
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Difference:
@@ -128,18 +134,27 @@ def paired_difference(
     A replicate draws images with replacement, the same for all runs, and adds what other seeds would have changed:
     a draw of Student's t with the spread's degrees of freedom. The interval holds the middle 95%.
 
+    With `same_seeds`, what other seeds would have changed is told by the differences of the runs that share a seed,
+    one degree of freedom fewer than there are. The noise of finitely many images, which they hold too, is not taken
+    off: of so few that would leave too little too often.
+
     Args:
         a: flags of each run of one method.
         b: of the other.
         spread: over seeds; None leaves it out: the interval then speaks of these very networks.
+        same_seeds: the k-th run of `a` has the seed of the k-th run of `b`, and there are two at least.
         replicates: of the bootstrap.
         seed: of the draws.
 
     Raises:
-        ValueError: no runs, or flags of different images.
+        ValueError: no runs, flags of different images, or no pairs of seeds where there should be.
     """
     if not a or not b:
         raise ValueError("expected at least one run of each method, got none")
+    if same_seeds and not len(a) == len(b) >= 2:
+        raise ValueError(
+            f"same_seeds: expected as many runs of each, two at least; got {len(a)} and {len(b)}"
+        )
     for runs in (a, b):
         for flags in runs:
             _check_pair(flags, a[0])
@@ -149,9 +164,16 @@ def paired_difference(
     # images are drawn by how often each value of the difference is: there are few values
     values, counts = np.unique(per_image.round(9), return_counts=True)
     means = draws.multinomial(n, counts / n, size=replicates) @ values / n
-    if spread is not None and spread.degrees:
-        scale = math.sqrt(spread.variance * (1 / len(a) + 1 / len(b)))
-        means = means + scale * draws.standard_t(spread.degrees, size=replicates)
+    seed_spread, error, degrees = None, 0.0, 0
+    if same_seeds:
+        by_seed = [100 * float(np.mean(one) - np.mean(other)) for one, other in zip(a, b, strict=True)]
+        seed_spread, degrees = float(np.std(by_seed, ddof=1)), len(a) - 1
+        error = seed_spread / math.sqrt(len(a))
+    elif spread is not None and spread.degrees:
+        seed_spread, degrees = math.sqrt(spread.variance), spread.degrees
+        error = seed_spread * math.sqrt(1 / len(a) + 1 / len(b))
+    if degrees:
+        means = means + error * draws.standard_t(degrees, size=replicates)
     low, high = np.quantile(means, [0.025, 0.975])
     pairs = [mcnemar(one, other) for one, other in zip(a, b, strict=False)]
     p = pairs[0] if len(pairs) == 1 else min(1.0, 2 * float(np.median(pairs)))
@@ -162,6 +184,7 @@ def paired_difference(
         seeds=min(len(a), len(b)),
         n=n,
         mcnemar_p=p,
+        seed_spread=seed_spread,
     )
 
 

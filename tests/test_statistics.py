@@ -146,6 +146,53 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 0.91 <= met / 300 <= 0.995
 
 
+def test_runs_of_one_seed_are_compared_with_each_other():
+    """A seed's luck, which both methods have, is no part of what their difference is uncertain of."""
+    draws = np.random.default_rng(4)
+    levels = [draws.random(4000) < p for p in (0.4, 0.5, 0.6)]
+    a = [level | (draws.random(4000) < 0.05) for level in levels]
+    pooled = statistics.paired_difference(a, levels, spread=statistics.spread_over_seeds([a, levels]))
+    paired = statistics.paired_difference(a, levels, same_seeds=True, replicates=20_000)
+    assert paired.difference == pooled.difference
+    assert (pooled.verdict, paired.verdict) == ("tie", "higher")
+    by_seed = [100 * (sum(one) - sum(other)) / 4000 for one, other in zip(a, levels, strict=True)]
+    middle = sum(by_seed) / 3
+    spread = math.sqrt(sum((value - middle) ** 2 for value in by_seed) / 2)
+    assert paired.seed_spread == pytest.approx(spread)
+    alone = statistics.paired_difference(a, levels)
+    # two independent errors: of the images, and Student's t with two degrees of freedom
+    of_images = (alone.high - alone.low) / 2 / 1.96
+    total = draws.normal(size=200_000) * of_images + draws.standard_t(2, 200_000) * spread / math.sqrt(3)
+    assert paired.high - paired.difference == pytest.approx(np.quantile(total, 0.975), rel=0.1)
+    assert alone.seed_spread is None
+    for wrong in ([a[:1], levels[:1]], [a, levels[:2]]):
+        with pytest.raises(ValueError, match="same_seeds: expected as many runs of each, two at least"):
+            statistics.paired_difference(*wrong, same_seeds=True)
+
+
+@pytest.mark.parametrize("own_spread", [0.0, 0.5, 2.0])
+def test_intervals_of_paired_seeds_cover_the_truth_as_often_as_they_say(own_spread):
+    """Seeds whose luck of 3 points both methods share, and some that is a method's own."""
+    draws = np.random.default_rng(9)
+
+    def pairs(n, seeds, spread):
+        hardness, found = draws.normal(size=n), ([], [])
+        for _ in range(seeds):
+            luck = 0.09 * draws.normal()
+            for side, gain in ((0, 0.0306), (1, 0.0)):
+                own = 0.0306 * spread / math.sqrt(2) * draws.normal()
+                found[side].append(hardness + 0.5 * draws.normal(size=n) < gain + luck + own)
+        return found
+
+    truth = np.mean([100 * (np.mean(a) - np.mean(b)) for a, b in (pairs(400_000, 1, 0.0) for _ in range(20))])
+    met = 0
+    for _ in range(300):
+        a, b = pairs(500, 3, own_spread)
+        found = statistics.paired_difference(a, b, same_seeds=True, replicates=500)
+        met += found.low <= truth <= found.high
+    assert met / 300 >= 0.93
+
+
 def test_the_detectable_difference_is_found_four_times_in_five():
     n, disagreement = 1000, 0.15
     points = statistics.detectable(n, 1, disagreement=disagreement, seed_spread=0.0)

@@ -3,7 +3,6 @@
 The result is `study.json`; see docs/studies.md for its entries.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from iad_ext.studies.grid import COSTS, Claim, Grid, Line
 from iad_ext.studies.runner import environment_of
 
 CHECKPOINTS = ("best", "last")
+PAIRED = 3  # seeds that two rows have in common from which on they are compared seed by seed
 HOLDS, FAILS, OPEN = "holds", "fails", "cannot be told"
 NAMES = {**TITLES, "seconds_per_epoch": "seconds an epoch", "gpu_mib": "memory, MiB"}
 # images of the test sets, to say what a study can find before it begins
@@ -196,14 +196,22 @@ class _Collector:
     def _compared(self, a: str, b: str, measure: str, which: str) -> dict[str, Any] | None:
         if measure in COSTS:
             return self._compared_costs(a, b, measure) if which == "last" else None
-        one, other = self._flags(a, measure, which), self._flags(b, measure, which)
-        if not one or not other:
+        by_seed, other_by_seed = self._flags(a, measure, which), self._flags(b, measure, which)
+        if not by_seed or not other_by_seed:
             return None
-        n = min(len(flags) for flags in (*one, *other))  # the first images of one test set
         data = next(line.data for line in self.grid.lines if line.label == a)
-        spread = self._spread(data, measure, which)
+        shared = sorted(by_seed.keys() & other_by_seed.keys())
+        paired = len(shared) >= PAIRED
+        one, other = (
+            [flags[seed] for seed in shared] if paired else list(flags.values())
+            for flags in (by_seed, other_by_seed)
+        )
+        n = min(len(flags) for flags in (*one, *other))  # the first images of one test set
         made: Difference = statistics.paired_difference(
-            [flags[:n] for flags in one], [flags[:n] for flags in other], spread=spread
+            [flags[:n] for flags in one],
+            [flags[:n] for flags in other],
+            spread=None if paired else self._spread(data, measure, which),
+            same_seeds=paired,
         )
         return {
             "a": a,
@@ -217,7 +225,8 @@ class _Collector:
             "seeds": made.seeds,
             "n": made.n,
             "mcnemar_p": made.mcnemar_p,
-            "seed_spread": math.sqrt(spread.variance) if spread.degrees else None,
+            "seed_spread": made.seed_spread,
+            "paired_seeds": paired,
             "verdict": made.verdict,
         }
 
@@ -241,10 +250,12 @@ class _Collector:
             "n": min(len(one), len(other)),
             "mcnemar_p": None,
             "seed_spread": None,
+            "paired_seeds": False,
             "verdict": verdict,
         }
 
-    def _flags(self, label: str, measure: str, which: str) -> list[Flags]:
+    def _flags(self, label: str, measure: str, which: str) -> dict[str, Flags]:
+        """Of each run that is finished, by its seed."""
         runs = self.runs[label]
         known = next((run.tested_on for runs in self.runs.values() for run in runs), None)
         data = next(line.data for line in self.grid.lines if line.label == label)
@@ -253,8 +264,8 @@ class _Collector:
             known,
         )
         # pairs are of the same images: a run on another copy of them is left out
-        found = [run.flags(which, measure) for run in runs if run.tested_on == first]
-        return [flags for flags in found if flags is not None]
+        found = {run.folder.name: run.flags(which, measure) for run in runs if run.tested_on == first}
+        return {seed: flags for seed, flags in found.items() if flags is not None}
 
     def _spread(self, data: str, measure: str, which: str) -> Spread:
         key = (data, measure, which)
@@ -262,7 +273,7 @@ class _Collector:
             rows: dict[tuple[Path, ...], list[Flags]] = {}
             for line in self.grid.lines:
                 if line.data == data:
-                    flags = self._flags(line.label, measure, which)
+                    flags = list(self._flags(line.label, measure, which).values())
                     n = min(map(len, flags), default=0)
                     rows[line.cells] = [one[:n] for one in flags]
             self.spreads[key] = statistics.spread_over_seeds(list(rows.values()))
