@@ -59,6 +59,7 @@ nitpick_ignore = [
     ("py:class", "torchattacks.TPGD"),
     ("py:class", "torchattacks.attack.Attack"),
     ("py:class", "torch.nn.modules.batchnorm._BatchNorm"),
+    ("py:class", "accelerate.state.PartialState"),  # documented under another name, accelerate.PartialState
 ]
 
 autodoc_member_order = "bysource"
