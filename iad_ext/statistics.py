@@ -3,8 +3,9 @@
 Two things make a difference between two methods uncertain: which images were tested, and which seeds were trained.
 Images are resampled in pairs (an image that both networks get right says nothing). Seeds are few, and resampling three
 of them would claim more than they know: their spread enters with Student's t. Runs of one seed have first weights,
-batches and often the teacher in common: where both methods have the same three seeds or more, the spread is that of
-their differences; else that of accuracies, pooled over all rows of a study.
+batches and often the teacher in common: methods are compared by runs of the same seeds, and the spread is that of their
+differences, their own of three seeds or more, else that of all pairs of a study. Methods without a seed in common are
+left with the spread of accuracies, pooled over all rows.
 """
 
 import itertools
@@ -28,7 +29,7 @@ DISAGREEMENT, SEED_SPREAD = 0.15, 0.3
 
 @dataclass(frozen=True)
 class Spread:
-    """How much a method's accuracy differs from seed to seed, beyond what finitely many images explain.
+    """How much differs from seed to seed: a method's accuracy, or the difference of two methods.
 
     Attributes:
         variance: in squared percentage points.
@@ -120,6 +121,24 @@ def spread_over_seeds(rows: Sequence[Sequence[Flags]]) -> Spread:
     return Spread(variance=max(0.0, total / degrees) if degrees else 0.0, degrees=degrees)
 
 
+def spread_of_differences(pairs: Sequence[tuple[Sequence[Flags], Sequence[Flags]]]) -> Spread:
+    """Pool the spread over seeds of the differences of several pairs of methods.
+
+    The noise of finitely many images, which the differences hold too, is not taken off: of few seeds that would leave
+    too little too often.
+
+    Args:
+        pairs: of two methods the flags of their runs, the k-th of both with one seed. One seed alone tells nothing.
+    """
+    total, degrees = 0.0, 0
+    for a, b in pairs:
+        by_seed = [100 * float(np.mean(one) - np.mean(other)) for one, other in zip(a, b, strict=True)]
+        if len(by_seed) > 1:
+            total += float(np.var(by_seed, ddof=1)) * (len(by_seed) - 1)
+            degrees += len(by_seed) - 1
+    return Spread(variance=total / degrees if degrees else 0.0, degrees=degrees)
+
+
 def paired_difference(
     a: Sequence[Flags],
     b: Sequence[Flags],
@@ -134,15 +153,11 @@ def paired_difference(
     A replicate draws images with replacement, the same for all runs, and adds what other seeds would have changed:
     a draw of Student's t with the spread's degrees of freedom. The interval holds the middle 95%.
 
-    With `same_seeds`, what other seeds would have changed is told by the differences of the runs that share a seed,
-    one degree of freedom fewer than there are. The noise of finitely many images, which they hold too, is not taken
-    off: of so few that would leave too little too often.
-
     Args:
         a: flags of each run of one method.
         b: of the other.
         spread: over seeds; None leaves it out: the interval then speaks of these very networks.
-        same_seeds: the k-th run of `a` has the seed of the k-th run of `b`, and there are two at least.
+        same_seeds: the k-th run of `a` has the seed of the k-th run of `b`, and `spread` is that of differences.
         replicates: of the bootstrap.
         seed: of the draws.
 
@@ -151,10 +166,8 @@ def paired_difference(
     """
     if not a or not b:
         raise ValueError("expected at least one run of each method, got none")
-    if same_seeds and not len(a) == len(b) >= 2:
-        raise ValueError(
-            f"same_seeds: expected as many runs of each, two at least; got {len(a)} and {len(b)}"
-        )
+    if same_seeds and len(a) != len(b):
+        raise ValueError(f"same_seeds: expected as many runs of each, got {len(a)} and {len(b)}")
     for runs in (a, b):
         for flags in runs:
             _check_pair(flags, a[0])
@@ -164,16 +177,11 @@ def paired_difference(
     # images are drawn by how often each value of the difference is: there are few values
     values, counts = np.unique(per_image.round(9), return_counts=True)
     means = draws.multinomial(n, counts / n, size=replicates) @ values / n
-    seed_spread, error, degrees = None, 0.0, 0
-    if same_seeds:
-        by_seed = [100 * float(np.mean(one) - np.mean(other)) for one, other in zip(a, b, strict=True)]
-        seed_spread, degrees = float(np.std(by_seed, ddof=1)), len(a) - 1
-        error = seed_spread / math.sqrt(len(a))
-    elif spread is not None and spread.degrees:
-        seed_spread, degrees = math.sqrt(spread.variance), spread.degrees
-        error = seed_spread * math.sqrt(1 / len(a) + 1 / len(b))
-    if degrees:
-        means = means + error * draws.standard_t(degrees, size=replicates)
+    seed_spread = None
+    if spread is not None and spread.degrees:
+        seed_spread = math.sqrt(spread.variance)
+        error = seed_spread * math.sqrt(1 / len(a) if same_seeds else 1 / len(a) + 1 / len(b))
+        means = means + error * draws.standard_t(spread.degrees, size=replicates)
     low, high = np.quantile(means, [0.025, 0.975])
     pairs = [mcnemar(one, other) for one, other in zip(a, b, strict=False)]
     p = pairs[0] if len(pairs) == 1 else min(1.0, 2 * float(np.median(pairs)))

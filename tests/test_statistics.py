@@ -152,7 +152,8 @@ def test_runs_of_one_seed_are_compared_with_each_other():
     levels = [draws.random(4000) < p for p in (0.4, 0.5, 0.6)]
     a = [level | (draws.random(4000) < 0.05) for level in levels]
     pooled = statistics.paired_difference(a, levels, spread=statistics.spread_over_seeds([a, levels]))
-    paired = statistics.paired_difference(a, levels, same_seeds=True, replicates=20_000)
+    own = statistics.spread_of_differences([(a, levels)])
+    paired = statistics.paired_difference(a, levels, spread=own, same_seeds=True, replicates=20_000)
     assert paired.difference == pooled.difference
     assert (pooled.verdict, paired.verdict) == ("tie", "higher")
     by_seed = [100 * (sum(one) - sum(other)) / 4000 for one, other in zip(a, levels, strict=True)]
@@ -165,9 +166,20 @@ def test_runs_of_one_seed_are_compared_with_each_other():
     total = draws.normal(size=200_000) * of_images + draws.standard_t(2, 200_000) * spread / math.sqrt(3)
     assert paired.high - paired.difference == pytest.approx(np.quantile(total, 0.975), rel=0.1)
     assert alone.seed_spread is None
-    for wrong in ([a[:1], levels[:1]], [a, levels[:2]]):
-        with pytest.raises(ValueError, match="same_seeds: expected as many runs of each, two at least"):
-            statistics.paired_difference(*wrong, same_seeds=True)
+    with pytest.raises(ValueError, match="same_seeds: expected as many runs of each, got 3 and 2"):
+        statistics.paired_difference(a, levels[:2], same_seeds=True)
+
+
+def test_the_spread_of_differences_is_pooled_over_pairs():
+    """By hand: differences of 10, 20 and 30 points, of 0 and 20, and of one seed."""
+
+    def runs(*percents):
+        return [np.arange(10) < percent / 10 for percent in percents]
+
+    pairs = [(runs(60, 70, 80), runs(50, 50, 50)), (runs(50, 70), runs(50, 50)), (runs(90), runs(10))]
+    found = statistics.spread_of_differences(pairs)
+    assert (found.variance, found.degrees) == (pytest.approx((2 * 100 + 1 * 200) / 3), 3)
+    assert statistics.spread_of_differences(pairs[2:]) == Spread(0.0, 0)
 
 
 @pytest.mark.parametrize("own_spread", [0.0, 0.5, 2.0])
@@ -188,7 +200,8 @@ def test_intervals_of_paired_seeds_cover_the_truth_as_often_as_they_say(own_spre
     met = 0
     for _ in range(300):
         a, b = pairs(500, 3, own_spread)
-        found = statistics.paired_difference(a, b, same_seeds=True, replicates=500)
+        own = statistics.spread_of_differences([(a, b)])
+        found = statistics.paired_difference(a, b, spread=own, same_seeds=True, replicates=500)
         met += found.low <= truth <= found.high
     assert met / 300 >= 0.93
 

@@ -22,7 +22,7 @@ from iad_ext.studies.grid import COSTS, Claim, Grid, Line
 from iad_ext.studies.runner import environment_of
 
 CHECKPOINTS = ("best", "last")
-PAIRED = 3  # seeds that two rows have in common from which on they are compared seed by seed
+OWN_SPREAD = 3  # seeds that two rows have in common from which on these tell how far their difference moves
 HOLDS, FAILS, OPEN = "holds", "fails", "cannot be told"
 NAMES = {**TITLES, "seconds_per_epoch": "seconds an epoch", "gpu_mib": "memory, MiB"}
 # images of the test sets, to say what a study can find before it begins
@@ -93,7 +93,7 @@ class _Collector:
     def __init__(self, grid: Grid) -> None:
         self.grid, self.study_ = grid, grid.study
         self.runs = {line.label: _runs_of(line) for line in grid.lines}
-        self.spreads: dict[tuple[str, str, str], Spread] = {}
+        self.spreads: dict[tuple[str, str, str, str], Spread] = {}
 
     def study(self) -> dict[str, Any]:
         comparisons = list(self._comparisons())
@@ -177,18 +177,20 @@ class _Collector:
     # ------------------------------------------------------------------------------------------ comparisons
 
     def _comparisons(self) -> Iterator[dict[str, Any]]:
-        """Every row against the one it names, and every claim's pair: by each measure, best and last."""
-        pairs = [(line.label, line.against) for line in self.grid.lines if line.against]
-        for data in self._data():
-            suffix = self._suffix(data)
-            pairs += [(claim.a + suffix, claim.b + suffix) for claim in self.study_.claims]
-        for a, b in dict.fromkeys(pairs):
-            if a not in self.runs or b not in self.runs:
-                continue
+        """Every pair of rows by each measure, best and last."""
+        for a, b in self._pairs():
             for measure in self.study_.measures:
                 for which in CHECKPOINTS:
                     if (made := self._compared(a, b, measure, which)) is not None:
                         yield made
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Every row with the one that it is set against, and every claim's two."""
+        pairs = [(line.label, line.against) for line in self.grid.lines if line.against]
+        for data in self._data():
+            suffix = self._suffix(data)
+            pairs += [(claim.a + suffix, claim.b + suffix) for claim in self.study_.claims]
+        return [(a, b) for a, b in dict.fromkeys(pairs) if a in self.runs and b in self.runs]
 
     def _suffix(self, data: str) -> str:
         return f", {data}" if len(self._data()) > 1 else ""
@@ -196,23 +198,23 @@ class _Collector:
     def _compared(self, a: str, b: str, measure: str, which: str) -> dict[str, Any] | None:
         if measure in COSTS:
             return self._compared_costs(a, b, measure) if which == "last" else None
-        by_seed, other_by_seed = self._flags(a, measure, which), self._flags(b, measure, which)
-        if not by_seed or not other_by_seed:
+        one, other = (list(self._flags(label, measure, which).values()) for label in (a, b))
+        if not one or not other:
             return None
-        data = next(line.data for line in self.grid.lines if line.label == a)
-        shared = sorted(by_seed.keys() & other_by_seed.keys())
-        paired = len(shared) >= PAIRED
-        one, other = (
-            [flags[seed] for seed in shared] if paired else list(flags.values())
-            for flags in (by_seed, other_by_seed)
-        )
-        n = min(len(flags) for flags in (*one, *other))  # the first images of one test set
-        made: Difference = statistics.paired_difference(
-            [flags[:n] for flags in one],
-            [flags[:n] for flags in other],
-            spread=None if paired else self._spread(data, measure, which),
-            same_seeds=paired,
-        )
+        data, pair = self._data_of(a), self._of_same_seeds(a, b, measure, which)
+        paired = bool(pair[0])
+        if not paired:
+            one, other = _first_images(one, other)
+            spread = self._spread(data, measure, which)
+        else:
+            one, other = pair
+            own = len(one) >= OWN_SPREAD
+            spread = (
+                statistics.spread_of_differences([pair])
+                if own
+                else self._spread_of_pairs(data, measure, which)
+            )
+        made: Difference = statistics.paired_difference(one, other, spread=spread, same_seeds=paired)
         return {
             "a": a,
             "b": b,
@@ -267,8 +269,30 @@ class _Collector:
         found = {run.folder.name: run.flags(which, measure) for run in runs if run.tested_on == first}
         return {seed: flags for seed, flags in found.items() if flags is not None}
 
+    def _of_same_seeds(self, a: str, b: str, measure: str, which: str) -> tuple[list[Flags], list[Flags]]:
+        """The flags of the runs of two rows whose seeds both have, in the order of the seeds."""
+        one, other = self._flags(a, measure, which), self._flags(b, measure, which)
+        shared = sorted(one.keys() & other.keys())
+        return _first_images([one[seed] for seed in shared], [other[seed] for seed in shared])
+
+    def _spread_of_pairs(self, data: str, measure: str, which: str) -> Spread:
+        """Of the differences of all pairs of rows that the study compares, over the seeds that a pair shares."""
+        key = (data, measure, which, "pairs")
+        if key not in self.spreads:
+            pairs = [
+                self._of_same_seeds(a, b, measure, which)
+                for a, b in self._pairs()
+                if self._data_of(a) == data
+            ]
+            self.spreads[key] = statistics.spread_of_differences(pairs)
+        return self.spreads[key]
+
+    def _data_of(self, label: str) -> str:
+        return next(line.data for line in self.grid.lines if line.label == label)
+
     def _spread(self, data: str, measure: str, which: str) -> Spread:
-        key = (data, measure, which)
+        """Of the accuracies of all rows."""
+        key = (data, measure, which, "rows")
         if key not in self.spreads:
             rows: dict[tuple[Path, ...], list[Flags]] = {}
             for line in self.grid.lines:
@@ -326,6 +350,12 @@ class _Collector:
             "runs": sum(len(runs) for runs in self.runs.values()),
             "runs_wanted": sum(len(line.cells) for line in self.grid.lines),
         }
+
+
+def _first_images(one: list[Flags], other: list[Flags]) -> tuple[list[Flags], list[Flags]]:
+    """As many images of each run as the shortest has, which are the first of one test set."""
+    n = min((len(flags) for flags in (*one, *other)), default=0)
+    return [flags[:n] for flags in one], [flags[:n] for flags in other]
 
 
 def judged(claim: Claim, comparison: dict[str, Any] | None) -> tuple[str, str]:

@@ -232,8 +232,9 @@ def _about_differences(study: Content) -> Iterator[str]:
     """What the intervals are; bold is what exceeds the spread."""
     if _has_accuracies(study):
         yield (
-            "In points, with 95% intervals over images (paired) and over seeds (paired too where both rows have "
-            "the same three or more, else their spread pooled over the rows). Bold: the interval leaves out 0."
+            "In points, with 95% intervals over images and over seeds, both paired: runs of the same seeds are "
+            "compared, and where those are fewer than three, with the spread of all pairs of rows. Bold: the interval "
+            "leaves out 0."
         )
         if any(not _is_known(one) for one in study["comparisons"]):
             yield (
