@@ -20,6 +20,12 @@ TINY = shlex.split(
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 
+def together(processes):
+    """The beginning of a command that accelerate runs in so many processes; what follows is a script, or -m MODULE."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"]
+    return [*launch, "--num_processes", str(processes)]
+
+
 def names():
     """Every recipe of a method and a student."""
     return sorted(path.stem for path in RECIPES.glob("*_*.py"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from recipe_files import ENVIRONMENT
+from recipe_files import ENVIRONMENT, together
 from run_folders import trained
 
 from iad_ext import cli, load_network
@@ -334,27 +334,8 @@ def test_what_it_writes_is_what_evaluate_returns(say, bare, tmp_path):
 def test_processes_share_a_measurement_and_one_of_them_speaks(run_folder, tmp_path):
     line = ["--attacks", "natural,pgd10", "--limit", "20", "--batch-size", "4", "--curve-limit", "8"]
     in_process_of_its_own("evaluate", run_folder, *line, "--out", tmp_path / "alone.json")
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-    ]
     done = subprocess.run(
-        [
-            sys.executable,
-            *launch,
-            "-m",
-            "iad_ext",
-            "evaluate",
-            run_folder,
-            *line,
-            "--out",
-            tmp_path / "two.json",
-        ],
+        [*together(2), "-m", "iad_ext", "evaluate", run_folder, *line, "--out", tmp_path / "two.json"],
         env=ENVIRONMENT | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,

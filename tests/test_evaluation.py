@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from pyautoattack import AutoAttack
-from recipe_files import ENVIRONMENT
+from recipe_files import ENVIRONMENT, together
 from safetensors import safe_open
 from safetensors.torch import save
 from sklearn.datasets import load_digits
@@ -481,8 +480,7 @@ def test_processes_that_take_turns_get_what_one_gets(trained, test_set, tmp_path
     alone = evaluate(trained, *test_set, **how)
     given_ = {"network": trained, "images": test_set[0], "labels": test_set[1], "how": how}
     torch.save(given_ | {"break_off_after": break_off_after}, tmp_path / "given.pt")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "3"]
-    command += ["--main_process_port", "0", evaluation_in_turns.__file__, str(tmp_path)]
+    command = [*together(3), evaluation_in_turns.__file__, str(tmp_path)]
     path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
     environment = ENVIRONMENT | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

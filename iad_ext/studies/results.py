@@ -4,7 +4,7 @@ The result is `study.json`; see docs/studies.md for its entries.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -198,23 +198,19 @@ class _Collector:
     def _compared(self, a: str, b: str, measure: str, which: str) -> dict[str, Any] | None:
         if measure in COSTS:
             return self._compared_costs(a, b, measure) if which == "last" else None
-        one, other = (list(self._flags(label, measure, which).values()) for label in (a, b))
+        one, other = self._flags(a, measure, which), self._flags(b, measure, which)
         if not one or not other:
             return None
-        data, pair = self._data_of(a), self._of_same_seeds(a, b, measure, which)
-        paired = bool(pair[0])
+        data = self._data_of(a)
+        paired = bool(one.keys() & other.keys())
         if not paired:
-            one, other = _first_images(one, other)
+            pair = _first_images(list(one.values()), list(other.values()))
             spread = self._spread(data, measure, which)
+        elif len((pair := _of_same_seeds(one, other))[0]) >= OWN_SPREAD:
+            spread = statistics.spread_of_differences([pair])
         else:
-            one, other = pair
-            own = len(one) >= OWN_SPREAD
-            spread = (
-                statistics.spread_of_differences([pair])
-                if own
-                else self._spread_of_pairs(data, measure, which)
-            )
-        made: Difference = statistics.paired_difference(one, other, spread=spread, same_seeds=paired)
+            spread = self._spread_of_pairs(data, measure, which)
+        made: Difference = statistics.paired_difference(*pair, spread=spread, same_seeds=paired)
         return {
             "a": a,
             "b": b,
@@ -242,7 +238,7 @@ class _Collector:
         return {
             "a": a,
             "b": b,
-            "data": next(line.data for line in self.grid.lines if line.label == a),
+            "data": self._data_of(a),
             "measure": measure,
             "checkpoint": "last",
             "difference": difference,
@@ -260,7 +256,7 @@ class _Collector:
         """Of each run that is finished, by its seed."""
         runs = self.runs[label]
         known = next((run.tested_on for runs in self.runs.values() for run in runs), None)
-        data = next(line.data for line in self.grid.lines if line.label == label)
+        data = self._data_of(label)
         first = next(
             (run.tested_on for line in self.grid.lines if line.data == data for run in self.runs[line.label]),
             known,
@@ -269,18 +265,12 @@ class _Collector:
         found = {run.folder.name: run.flags(which, measure) for run in runs if run.tested_on == first}
         return {seed: flags for seed, flags in found.items() if flags is not None}
 
-    def _of_same_seeds(self, a: str, b: str, measure: str, which: str) -> tuple[list[Flags], list[Flags]]:
-        """The flags of the runs of two rows whose seeds both have, in the order of the seeds."""
-        one, other = self._flags(a, measure, which), self._flags(b, measure, which)
-        shared = sorted(one.keys() & other.keys())
-        return _first_images([one[seed] for seed in shared], [other[seed] for seed in shared])
-
     def _spread_of_pairs(self, data: str, measure: str, which: str) -> Spread:
         """Of the differences of all pairs of rows that the study compares, over the seeds that a pair shares."""
         key = (data, measure, which, "pairs")
         if key not in self.spreads:
             pairs = [
-                self._of_same_seeds(a, b, measure, which)
+                _of_same_seeds(self._flags(a, measure, which), self._flags(b, measure, which))
                 for a, b in self._pairs()
                 if self._data_of(a) == data
             ]
@@ -350,6 +340,12 @@ class _Collector:
             "runs": sum(len(runs) for runs in self.runs.values()),
             "runs_wanted": sum(len(line.cells) for line in self.grid.lines),
         }
+
+
+def _of_same_seeds(one: Mapping[str, Flags], other: Mapping[str, Flags]) -> tuple[list[Flags], list[Flags]]:
+    """The flags of the runs of two rows whose seeds both have, in the order of the seeds."""
+    shared = sorted(one.keys() & other.keys())
+    return _first_images([one[seed] for seed in shared], [other[seed] for seed in shared])
 
 
 def _first_images(one: list[Flags], other: list[Flags]) -> tuple[list[Flags], list[Flags]]:

@@ -212,10 +212,9 @@ class Runner:
         left = []
         for cell in pending:
             if len(self.running) < self.jobs and all(map(has_results, cell.needs)):
-                state = state_of(cell)
-                if state == "finished":  # by another runner
+                if is_finished(cell):  # by another runner
                     continue
-                if state != "running":
+                if not _is_locked(cell.folder):
                     self._launch(cell)
                     continue
             left.append(cell)
