@@ -239,6 +239,19 @@ def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, 
     return difference, float(interval.low), float(interval.high)
 
 
+def mean_with_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of a sample, with the ends of its 95% interval by Student's t.
+
+    Raises:
+        ValueError: fewer than two values: nothing tells how they spread.
+    """
+    mean, std = mean_and_std(values)
+    if std is None:
+        raise ValueError("expected at least two values, got one")
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
 @dataclass(frozen=True)
 class RankCorrelation:
     """Spearman's rank correlation of a few pairs.

@@ -7,10 +7,22 @@ import numpy as np
 from safetensors.numpy import save_file
 
 
-def fake_run(cell, right, *, n=400, seed=None, epochs=3, seconds=2.0, masked=False, tested_on="t"):
+def fake_run(
+    cell,
+    right,
+    *,
+    n=400,
+    seed=None,
+    epochs=3,
+    seconds=2.0,
+    masked=False,
+    tested_on="t",
+    logged=None,
+    torch="2.0",
+):
     """Write the folder of a finished cell whose network is right on a share `right[measure]` of n images.
 
-    Flags of a higher share contain those of a lower one, but for what `seed` shuffles.
+    Flags of a higher share contain those of a lower one, but for what `seed` shuffles. `logged` has figures by epoch.
     """
     folder = cell.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +53,7 @@ def fake_run(cell, right, *, n=400, seed=None, epochs=3, seconds=2.0, masked=Fal
     (folder / "settings.yaml").write_text("")
     lines = [
         {"epoch": e, "time/epoch_s": seconds + 0.01 * e + (e == 0), "memory/peak_mib": 100.0 + seconds}
+        | {name: values[e] for name, values in (logged or {}).items()}
         for e in range(epochs)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -48,6 +61,7 @@ def fake_run(cell, right, *, n=400, seed=None, epochs=3, seconds=2.0, masked=Fal
         "commit": "0" * 40,
         "hardware": {"gpus": [], "cpu": "a CPU"},
         "precision": {"kind": "fp32"},
+        "versions": {"torch": torch, "numpy": "1.0"},
         "data": {"encoding_note": "JPEG, with loss"},
     }
     (folder / "environment.json").write_text(json.dumps(environment))

@@ -76,6 +76,38 @@ def test_the_rows_are_the_paper_s(name):
     assert measured <= set(grid.study.measures)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_paper_s_claims_are_borne_out_by_the_paper_s_numbers(name):
+    """What a study calls a claim of the paper must stand in its tables, on every data set."""
+    grid = grid_of(name)
+    lines = {(line.label.removesuffix(f", {line.data}"), line.data): line for line in grid.lines}
+    for claim in grid.study.claims:
+        for data in grid.study.data:
+            if claim.claim.startswith("Not in the paper") or (claim.a, data) not in lines:
+                continue
+            if claim.b is None:
+                continue  # of a figure by epoch, which the paper draws
+            a, b = (lines[label, data].paper.get(claim.measure) for label in (claim.a, claim.b))
+            if a is None or b is None:
+                assert claim.measure in ("pgd20", "aa")  # Tables 9 to 11 leave some measures out
+                continue
+            if claim.expect == "close":
+                assert abs(a - b) < claim.within, (claim, data, a, b)
+            else:
+                assert (a > b) == (claim.expect == "greater"), (claim, data, a, b)
+
+
+@pytest.mark.parametrize("name", [*TABLES, *FIGURES, "small-scale", "one-gpu"])
+def test_every_row_that_the_paper_has_stands_beside_its_numbers(name):
+    without = [line.label for line in grid_of(name).lines if not line.paper]
+    assert without == []
+
+
+@pytest.mark.parametrize("name", [*TABLES, *FIGURES])
+def test_every_table_and_figure_says_which_claims_it_tests(name):
+    assert studies.read(name).claims
+
+
 def test_the_main_table_at_the_paper_s_settings_is_the_recipes_own_folders():
     cells = cells_by_label(grid_of("table2", data=("cifar10",)))
     assert cells["AT"].folder == Path("runs/cifar10/at_resnet18/seed0")
@@ -119,6 +151,15 @@ def test_scale_moves_warm_up_and_schedule_along_and_takes_fewer_images():
     # the paper's own warm-up of IAD-I, scaled, is the recipe's
     assert cells["IAD-I, warm-up 60"].folder.parent.name == "iad1_resnet18-at,epochs=20,limit-train=24500"
     assert grid_of("table6", epochs=0.1, images=0.5).folder == Path("runs/studies/table6-scale0.1x0.5")
+
+
+def test_scale_takes_a_fraction_of_the_epochs_that_a_study_or_a_row_states():
+    cells = cells_by_label(grid_of("teachers", epochs=0.5))
+    epochs = {label: cell.settings.train.epochs for label, cell in cells.items()}
+    assert (epochs["AT"], epochs["AT, overfitted"], epochs["AT, stopped early"]) == (3, 6, 1)
+    assert cells["IAD-I of AT"].settings.objective.warmup_epochs == 1
+    given = cells_by_label(grid_of("small-scale", "--train.epochs 4", epochs=0.5))
+    assert given["AT"].settings.train.epochs == 4  # the command line is taken as given
 
 
 def test_what_is_given_is_taken_as_given():
@@ -200,6 +241,9 @@ BROKEN = {
     "figures: {figure3: [two]}": "figure figure3: unknown row 'two'",
     "claims: [{claim: c, a: one, b: two, measure: natural, expect: greater}]": "unknown row 'two'",
     "claims: [{claim: c, a: one, b: one, measure: natural, expect: more}]": "unknown expectation",
+    "claims: [{claim: c, a: one, measure: natural, expect: less}]": "claim 'c' needs an entry 'b'",
+    "claims: [{claim: c, a: one, b: one, measure: trust/mean, expect: less}]": "of one row; leave b out",
+    "claims: [{claim: c, a: one, measure: teacher/acc, expect: less}]": "unknown measure 'teacher/acc'",
     "rows: [{label: one, method: at}, {label: one, method: at}]": "two rows are called 'one'",
     "rows: [{label: one, method: at, against: two}]": "unknown row 'two'",
     "rows: [{label: one}]": "a row needs an entry 'method'",
@@ -373,11 +417,63 @@ def test_less_is_the_other_way_round_and_nothing_measured_cannot_be_told():
         "seed_spread": 0.3, "verdict": "lower",
     }  # fmt: skip
     assert results.judged(claim, made)[0] == "holds"
-    assert results.judged(claim, made | {"difference": 3.0, "verdict": "higher"})[0] == "fails"
+    assert results.judged(claim, made | {"difference": 3.0, "low": 2.0, "high": 4.0})[0] == "fails"
     assert results.judged(claim, None) == (
         "cannot be told",
         "its runs are not finished, or were not measured by this",
     )
+
+
+def test_a_figure_s_course_is_a_claim_too(in_folder):
+    """Its change from the first epoch to the last, over seeds."""
+    falls = {0: [60.0, 52.0, 50.0], 1: [61.0, 50.0, 51.5], 2: [60.0, 49.0, 49.0]}
+
+    def judged(seeds, rises=False):
+        grid = grid_of("figure1", seeds=seeds)
+        for cell in grid.cells:
+            course = falls[cell.settings.train.seed][:: -1 if rises else 1]
+            fake_run(cell, 0.5, logged={"teacher/acc_on_student_adv": course})
+        return results.collect(grid)["claims"][0]
+
+    claim = judged((0, 1, 2))
+    # −10, −9.5, −11: mean −10.17, standard deviation 0.7638, t of 2 degrees 4.3027
+    assert claim["verdict"] == "holds"
+    assert "from 60.33 in the first epoch to 50.17 in the last; -10.17" in claim["why"]
+    assert "95% interval -12.06 to -8.27 (3 seeds)" in claim["why"]
+    assert (claim["b"], claim["measure"]) == (None, "teacher/acc_on_student_adv")
+    assert judged((0, 1, 2), rises=True)["verdict"] == "fails"
+    assert judged((0,))["verdict"] == "cannot be told"
+
+
+def test_a_figure_s_course_of_no_finished_run_cannot_be_told(in_folder):
+    claim = results.collect(grid_of("figure2"))["claims"][0]
+    assert (claim["verdict"], claim["why"]) == (
+        "cannot be told",
+        "its runs are not finished, or have one epoch",
+    )
+
+
+def test_a_pair_that_stands_both_ways_round_counts_once(in_folder):
+    """Table 8 sets IAD-I-Down against IAD-I, and a claim the other way: two seeds leave one degree of freedom."""
+    share = {("IAD-I", 0): 0.50, ("IAD-I", 1): 0.52, ("IAD-I-Down", 0): 0.44, ("IAD-I-Down", 1): 0.47}
+    grid = finished("table8", lambda label, seed: share[label, seed], data=("cifar10",), seeds=(0, 1))
+    compared = next(
+        c
+        for c in results.collect(grid)["comparisons"]
+        if (c["a"], c["measure"], c["checkpoint"]) == ("IAD-I", "pgd20", "best")
+    )
+    # differences 6 and 5 points: standard deviation 0.7071; half an interval 12.706 · 0.7071/√2 = 6.35 and more
+    assert compared["seed_spread"] == pytest.approx(0.7071, abs=1e-3)
+    assert compared["high"] - compared["low"] > 2 * 5.5
+    assert compared["verdict"] == "tie"
+
+
+def test_the_versions_are_the_runs_own(in_folder):
+    grid = grid_of("table2", data=("cifar10",), only=("AT", "TRADES"))
+    for cell, torch in zip(grid.cells, ("2.9.1", "2.11.0"), strict=True):
+        fake_run(cell, 0.5, torch=torch)
+    found = results.collect(grid)["provenance"]["versions"]
+    assert found == {"torch": "2.11.0, 2.9.1", "numpy": "1.0"}
 
 
 def test_runs_on_other_test_images_are_not_paired(in_folder):

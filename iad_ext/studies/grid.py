@@ -45,7 +45,8 @@ class Row:
         settings: what it changes, in epochs of the recipe's own length.
         against: label of the row that it is compared with.
         seeds: its own; None for the study's.
-        paper: what tells its row in the paper's table from the others; None where it has none there.
+        paper: what tells its row in the paper's table from the others, and `table` where that is not the study's;
+            None where it has none there.
         data: data sets that it is run on; None for all of the study's.
     """
 
@@ -66,18 +67,18 @@ class Claim:
     Attributes:
         claim: the sentence.
         a: label of a row.
-        b: label of another.
-        measure: by which.
-        expect: `greater`, `less` or `close`: a against b.
+        measure: by which; or a figure of `metrics.jsonl`, which says how the row's own runs change in training.
+        expect: `greater`, `less` or `close`: a against b, or a figure's last epoch against its first.
+        b: label of another row; None for a figure.
         within: for `close`, how many points count as none.
         checkpoint: `best` or `last`.
     """
 
     claim: str
     a: str
-    b: str
     measure: str
     expect: str
+    b: str | None = None
     within: float = 1.0
     checkpoint: str = "best"
 
@@ -323,7 +324,7 @@ def _row(content: object) -> Row:
 
 
 def _claim(content: object) -> Claim:
-    needed = ("claim", "a", "b", "measure", "expect")
+    needed = ("claim", "a", "measure", "expect")
     found = _fields(content, [f.name for f in dataclasses.fields(Claim)], "a claim", needed=needed)
     claim = Claim(**found)
     if claim.expect not in EXPECTED:
@@ -371,11 +372,7 @@ def _check(study: Study) -> None:
         if measure not in known:
             raise ValueError(unknown("measure", measure, known))
     for claim in study.claims:
-        for label in (claim.a, claim.b):
-            if label not in labels:
-                raise ValueError(f"claim {claim.claim!r}: {unknown('row', label, labels)}")
-        if claim.measure not in study.measures:
-            raise ValueError(f"claim {claim.claim!r}: {unknown('measure', claim.measure, study.measures)}")
+        _check_claim(study, claim, labels)
     if study.table is not None:
         paper.rows(study.table)
     for name, drawn in study.figures.items():
@@ -384,6 +381,26 @@ def _check(study: Study) -> None:
         for label in drawn:
             if label not in labels:
                 raise ValueError(f"figure {name}: {unknown('row', label, labels)}")
+
+
+def _check_claim(study: Study, claim: Claim, labels: Sequence[str]) -> None:
+    for label in (claim.a, claim.b):
+        if label is not None and label not in labels:
+            raise ValueError(f"claim {claim.claim!r}: {unknown('row', label, labels)}")
+    if claim.measure in LOGGED:
+        if claim.b is not None:
+            raise ValueError(
+                f"claim {claim.claim!r}: {claim.measure} is a figure by epoch, of one row; leave b out"
+            )
+        return
+    if claim.measure not in study.measures:
+        raise ValueError(
+            f"claim {claim.claim!r}: {unknown('measure', claim.measure, (*study.measures, *LOGGED))}"
+        )
+    if claim.b is None:
+        raise ValueError(
+            f"claim {claim.claim!r} needs an entry 'b', the row that {claim.a!r} is held against"
+        )
 
 
 def _check_teacher(study: Study, row: Row) -> None:
@@ -453,9 +470,13 @@ def _refuse_what_rows_set(study: Study, choices: Choices) -> None:
 
 
 def _numbers(study: Study, row: Row, data: str) -> Mapping[str, float]:
-    if study.table is None or row.paper is None or data not in study.data:
+    if row.paper is None or data not in study.data:
         return {}
-    return paper.numbers(study.table, data=data, **row.paper)
+    what = dict(row.paper)
+    table = what.pop("table", study.table)
+    if table is None:
+        raise ValueError(f"row {row.label!r}: paper needs an entry 'table': the study itself is of none")
+    return paper.numbers(table, data=data, **what)
 
 
 def _merged(known: Cell | None, cell: Cell) -> Cell:
@@ -566,9 +587,13 @@ class _Maker:
     def _given(self, method: str, measured: str) -> Overrides:
         """What is said of all cells, or of all of this one's role: the study's file, then the command line."""
         role = "teachers" if method in TEACHERS else "students"
-        given: Overrides = {"eval.attacks": measured}
-        for said in (self.study.settings, self.choices.settings):
-            given |= {**said.get("all", {}), **said.get(role, {})}
+        by_study, by_command_line = (
+            {**said.get("all", {}), **said.get(role, {})}
+            for said in (self.study.settings, self.choices.settings)
+        )
+        if "train.epochs" in by_study:
+            by_study["train.epochs"] = self._epochs(by_study["train.epochs"])
+        given: Overrides = {"eval.attacks": measured, **by_study, **by_command_line}
         if measured == "natural":
             given["eval.attacks"] = measured  # it only teaches
         if (path := given.get("data.path")) is not None:
@@ -586,9 +611,9 @@ class _Maker:
 
     def _settings(self, recipe: str, given: Overrides, own: Mapping[str, Any]) -> Settings:
         usual = recipes.load(recipe).defaults(data=self.data, schedule=given.get("train.schedule"))
-        epochs = own.get("train.epochs") or given.get("train.epochs")
-        if epochs is None:
-            epochs = max(1, round(usual.train.epochs * self.choices.epochs))
+        if "train.epochs" in own or "train.epochs" not in given:
+            given = {**given, "train.epochs": self._epochs(own.get("train.epochs", usual.train.epochs))}
+        epochs = given["train.epochs"]
         # what a row says of epochs is at the recipe's own length
         settings = settings_.override(usual, {k: v for k, v in own.items() if k != "train.epochs"})
         ratio = epochs / usual.train.epochs
@@ -600,6 +625,10 @@ class _Maker:
         limit = self._images(settings)
         settings = settings_.override(settings, {} if limit is None else {"data.limit_train": limit})
         return settings_.override(settings, {k: v for k, v in given.items() if k not in own})
+
+    def _epochs(self, whole: int) -> int:
+        """As many of a study's, a row's or a recipe's epochs as --scale says."""
+        return max(1, round(whole * self.choices.epochs))
 
     def _images(self, settings: Settings) -> int | None:
         if self.choices.images == 1:

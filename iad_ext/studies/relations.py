@@ -14,6 +14,9 @@ TITLES_OF_FIGURES = {
     "teacher/acc_nat": "teacher on x, %",
     "teacher/acc_on_student_adv": "teacher on the student's attacks, %",
     "teacher/entropy_on_student_adv": "teacher's entropy on the student's attacks, nats",
+    "cases/reliable": "images with a reliable teacher, %",
+    "cases/unreliable": "images with an unreliable teacher, %",
+    "cases/wrong": "images that the teacher gets wrong, %",
 }
 
 

@@ -58,6 +58,11 @@ class Run:
         """Which images the network got right."""
         return _flags(self.folder).get(f"{checkpoint_}/{measure}")
 
+    def course(self, figure: str) -> list[float]:
+        """A figure of `metrics.jsonl` by epoch, as far as it was logged."""
+        lines = checkpoint.read_lines(self.folder / "metrics.jsonl")
+        return [float(line[figure]) for line in lines if line.get(figure) is not None]
+
     @property
     def tested_on(self) -> str:
         """What tells its test images from others."""
@@ -189,7 +194,7 @@ class _Collector:
         pairs = [(line.label, line.against) for line in self.grid.lines if line.against]
         for data in self._data():
             suffix = self._suffix(data)
-            pairs += [(claim.a + suffix, claim.b + suffix) for claim in self.study_.claims]
+            pairs += [(claim.a + suffix, claim.b + suffix) for claim in self.study_.claims if claim.b]
         return [(a, b) for a, b in dict.fromkeys(pairs) if a in self.runs and b in self.runs]
 
     def _suffix(self, data: str) -> str:
@@ -269,9 +274,11 @@ class _Collector:
         """Of the differences of all pairs of rows that the study compares, over the seeds that a pair shares."""
         key = (data, measure, which, "pairs")
         if key not in self.spreads:
+            # a pair stands there once, whichever way round a row and a claim have it: its seeds are no more for that
+            apart = {frozenset(pair): pair for pair in self._pairs()}
             pairs = [
                 _of_same_seeds(self._flags(a, measure, which), self._flags(b, measure, which))
-                for a, b in self._pairs()
+                for a, b in apart.values()
                 if self._data_of(a) == data
             ]
             self.spreads[key] = statistics.spread_of_differences(pairs)
@@ -297,27 +304,44 @@ class _Collector:
 
     def _claim(self, claim: Claim, comparisons: Sequence[dict[str, Any]], data: str) -> dict[str, Any]:
         suffix = self._suffix(data)
-        wanted = (claim.a + suffix, claim.b + suffix, claim.measure)
+        a, b = claim.a + suffix, None if claim.b is None else claim.b + suffix
         which = "last" if claim.measure in COSTS else claim.checkpoint
+        wanted = (a, b, claim.measure, which)
         made = next(
-            (
-                one
-                for one in comparisons
-                if (one["a"], one["b"], one["measure"]) == wanted and one["checkpoint"] == which
-            ),
+            (one for one in comparisons if (one["a"], one["b"], one["measure"], one["checkpoint"]) == wanted),
             None,
         )
-        verdict, why = judged(claim, made)
+        verdict, why = self._trend(claim, a) if b is None else judged(claim, made)
         return {
             "claim": claim.claim,
             "data": data,
-            "a": wanted[0],
-            "b": wanted[1],
+            "a": a,
+            "b": b,
             "measure": claim.measure,
             "expect": claim.expect,
             "verdict": verdict,
             "why": why,
         }
+
+    def _trend(self, claim: Claim, label: str) -> tuple[str, str]:
+        """How a figure of the row's runs changes from the first epoch to the last; seeds are the sample."""
+        courses = [run.course(claim.measure) for run in self.runs.get(label, ())]
+        changes = [course[-1] - course[0] for course in courses if len(course) > 1]
+        if not changes:
+            return OPEN, "its runs are not finished, or have one epoch"
+        first, last = (statistics.mean_and_std([c[at] for c in courses if len(c) > 1])[0] for at in (0, -1))
+        said = (
+            f"{relations.title(claim.measure)}: from {first:.2f} in the first epoch to {last:.2f} in the last"
+        )
+        if len(changes) == 1:
+            return OPEN, f"{said}; of one seed, so that nothing is known of other seeds: --seeds 0,1,2"
+        change, low, high = statistics.mean_with_interval(changes)
+        return judged_interval(
+            claim,
+            low,
+            high,
+            f"{said}; {change:+.2f}, 95% interval {low:+.2f} to {high:+.2f} ({len(changes)} seeds)",
+        )
 
     def _provenance(self) -> dict[str, Any]:
         environments = environment_of([run.folder for runs in self.runs.values() for run in runs])
@@ -330,7 +354,7 @@ class _Collector:
             "commits": every(lambda one: one.get("commit")),
             "hardware": every(lambda one: (one["hardware"]["gpus"] or [one["hardware"]["cpu"]])[0]),
             "precision": every(lambda one: one["precision"]["kind"]),
-            "versions": provenance.versions(),
+            "versions": _versions(environments),
             "data_notes": [
                 note for note in every(lambda one: one["data"].get("encoding_note") or "") if note
             ],
@@ -340,6 +364,15 @@ class _Collector:
             "runs": sum(len(runs) for runs in self.runs.values()),
             "runs_wanted": sum(len(line.cells) for line in self.grid.lines),
         }
+
+
+def _versions(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Of each package, what the runs had; several where they differ."""
+    names = dict.fromkeys(name for one in environments for name in one["versions"])
+    return {
+        name: ", ".join(sorted({one["versions"][name] for one in environments if name in one["versions"]}))
+        for name in names
+    }
 
 
 def _of_same_seeds(one: Mapping[str, Flags], other: Mapping[str, Flags]) -> tuple[list[Flags], list[Flags]]:
@@ -362,16 +395,20 @@ def judged(claim: Claim, comparison: dict[str, Any] | None) -> tuple[str, str]:
     low, high = comparison["low"], comparison["high"]
     if comparison["measure"] not in COSTS and comparison["seed_spread"] is None:
         return OPEN, f"{said}; of one seed each, so that nothing is known of other seeds: --seeds 0,1,2"
+    return judged_interval(claim, low, high, said)
+
+
+def judged_interval(claim: Claim, low: float, high: float, said: str) -> tuple[str, str]:
+    """Whether an interval of a difference bears a claim out."""
     if claim.expect == "close":
         if -claim.within < low and high < claim.within:
             return HOLDS, f"{said}; all of it within ±{claim.within:g}"
         if low > claim.within or high < -claim.within:
             return FAILS, f"{said}; all of it outside ±{claim.within:g}"
         return OPEN, f"{said}; part of it outside ±{claim.within:g}"
-    sign = 1 if claim.expect == "greater" else -1
-    if comparison["verdict"] == "tie":
+    if low <= 0 <= high:
         return OPEN, f"{said}; no difference could be one too"
-    return (HOLDS if sign * comparison["difference"] > 0 else FAILS), said
+    return (HOLDS if (low > 0) == (claim.expect == "greater") else FAILS), said
 
 
 def described(comparison: dict[str, Any]) -> str:
