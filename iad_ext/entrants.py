@@ -94,7 +94,7 @@ def read_entrant(source: str, *, of: str = "best", **loading: Unpack[Loading]) -
     return replace(
         found,
         beta=settings.objective.beta,
-        teacher=_teacher_of(run, settings.teacher),
+        teacher=teacher_of(run, settings.teacher),
         teacher_architecture=settings.teacher_architecture,
     )
 
@@ -193,11 +193,17 @@ def _cell(entrant: Entrant) -> list[str]:
     return [] if entrant.run is None else entrant.run.absolute().parent.name.split(",")[1:]
 
 
-def _teacher_of(run: Path, asked: str | None) -> str | None:
-    """Where the run found its teacher; `at` and its like are names of recipes, not places."""
+def teacher_of(run: Path, asked: str | None, role: str = "teacher") -> str | None:
+    """Where the run found its teacher; `at` and its like are names of recipes, not places.
+
+    Args:
+        run: its folder.
+        asked: what its settings say of the teacher.
+        role: `teacher` or `natural_teacher`.
+    """
     environment = read_json(run / "environment.json")
     teachers = environment.get("teachers") if isinstance(environment, Mapping) else None
-    found = teachers.get("teacher") if isinstance(teachers, Mapping) else None
+    found = teachers.get(role) if isinstance(teachers, Mapping) else None
     source = found.get("source") if isinstance(found, Mapping) else None
     if isinstance(source, str):
         return source

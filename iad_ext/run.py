@@ -550,6 +550,8 @@ class Run:
                 "several nodes need one run folder on a shared file system"
             )
         changed = settings_.changed(before, self.settings) + self._changed_since(saved, before)
+        if saved.state["teachers"] == self.assets.digests:  # the same networks, by whatever name
+            changed = [one for one in changed if one[0] not in ("teacher", "natural_teacher")]
         if changed and not self.settings.accept_changes:
             raise UsageError(
                 f"{self.folder} was begun with other settings:\n{settings_.listed(changed)}\n"

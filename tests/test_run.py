@@ -750,6 +750,14 @@ def test_a_teacher_that_was_changed_meanwhile_is_noticed(taught, capsys):
     assert [change["setting"] for change in _results(taught / "r")["changed"]] == ["teachers"]
 
 
+def test_a_teacher_by_another_name_is_the_same_teacher(taught):
+    """A study names it by its folder, a recipe by `at`: its weights decide."""
+    _killed("--out r", run.Run, "_measure")
+    assert _run("iad1_resnet18", "--out r --teacher runs/digits/at_resnet18/seed0") == 0
+    assert _run("iad1_resnet18", f"--out r --teacher {taught / 'runs/digits/at_resnet18/seed0'}") == 0
+    assert _results(taught / "r")["changed"] == []
+
+
 def test_a_finished_run_shows_its_table_and_does_nothing(done, capsys, monkeypatch):
     before = _files(done)
     monkeypatch.setattr(Engine, "epoch", _raise_kill)

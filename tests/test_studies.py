@@ -476,6 +476,30 @@ def test_the_versions_are_the_runs_own(in_folder):
     assert found == {"torch": "2.11.0, 2.9.1", "numpy": "1.0"}
 
 
+def test_a_recipe_s_own_run_is_the_study_s_cell(in_folder):
+    """The recipe asks for `at`, the study for that run's folder: the run says where it found it."""
+    grid = finished("table2", shares_of(0.6, 0.4), data=("cifar10",), only=("ARD (AT)", "AKD2 (AT)"))
+    for cell in grid.cells:
+        by_recipe = dataclasses.replace(
+            cell.settings,
+            teacher="at" if cell.settings.teacher else None,
+            natural_teacher="st" if cell.settings.natural_teacher else None,
+        )
+        (cell.folder / "settings.yaml").write_text(settings.to_yaml(by_recipe))
+        environment = json.loads((cell.folder / "environment.json").read_text())
+        asked = {role: getattr(cell.settings, role) for role in ("teacher", "natural_teacher")}
+        environment["teachers"] = {role: {"source": source} for role, source in asked.items() if source}
+        (cell.folder / "environment.json").write_text(json.dumps(environment))
+    assert {runner.state_of(cell) for cell in grid.cells} == {"finished"}
+    student = cells_by_label(grid)["ARD (AT)"].folder
+    file = student / "environment.json"
+    file.write_text(
+        file.read_text().replace("runs/cifar10/at_resnet18/seed0", "runs/cifar10/at_resnet18/seed1")
+    )
+    with pytest.raises(ValueError, match="--teacher: at before"):
+        runner.refuse_others(grid.cells)
+
+
 def test_runs_on_other_test_images_are_not_paired(in_folder):
     grid = finished("table2", shares_of(0.6, 0.4), data=("cifar10",), only=("ARD (AT)", "IAD-I (AT)"))
     cells = cells_by_label(grid)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import iad_ext
-from iad_ext import checkpoint, files, recipes, settings
+from iad_ext import checkpoint, entrants, files, recipes, settings
 from iad_ext.checkpoint import CheckpointError
 from iad_ext.settings import Change
 from iad_ext.signals import Stop
@@ -56,7 +56,21 @@ def begun_otherwise(cell: Cell) -> list[Change]:
         before = settings.from_yaml((cell.folder / "settings.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []  # nothing there, or nothing that the run itself would take
-    return settings.changed(before, cell.settings)
+    return [
+        change for change in settings.changed(before, cell.settings) if not _is_same_teacher(cell, change)
+    ]
+
+
+def _is_same_teacher(cell: Cell, change: Change) -> bool:
+    """Whether a teacher is only called otherwise: a recipe asks for `at`, a study for that run's folder."""
+    name, before, now = change
+    if name not in ("teacher", "natural_teacher") or not (before and now):
+        return False
+    try:
+        found = entrants.teacher_of(cell.folder, before, name)
+    except (OSError, ValueError):
+        return False
+    return found is not None and Path(found).resolve() == Path(now).resolve()
 
 
 def refuse_others(cells: Sequence[Cell]) -> None:
