@@ -22,7 +22,7 @@ import yaml
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
 from iad_ext.lines import width, wrapped
-from iad_ext.names import unknown
+from iad_ext.names import unknown, words
 from iad_ext.units import parse_fraction, show_fraction
 
 if TYPE_CHECKING:
@@ -464,12 +464,12 @@ class Studies:
         seeds = (
             None if self.seeds is None else tuple(int(_number(s, "--seeds")) for s in self.seeds.split(","))
         )
-        data = _words(self.settings.get("all", {}).pop("data.name", None))
+        data = words(self.settings.get("all", {}).pop("data.name", None))
         return studies.Choices(
             seeds=seeds,
             epochs=fractions[0],
             images=fractions[-1],
-            only=_words(self.only),
+            only=self.only,
             data=data or None,
             settings=self.settings,
             root=self.out,
@@ -478,7 +478,7 @@ class Studies:
     def _way(self) -> Any:
         from iad_ext import studies
 
-        devices = _words(self.devices)
+        devices = words(self.devices)
         jobs = self.jobs if self.jobs is not None else max(1, len(devices))
         if jobs < 1:
             raise ValueError(f"--jobs must be at least 1, got {jobs}")
@@ -497,10 +497,6 @@ class Studies:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _words(text: str | None) -> tuple[str, ...]:
-    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
 
 
 def _number(text: str, option: str) -> float:
@@ -589,7 +585,7 @@ class Evaluate:
     def _attacks(self) -> tuple[str, ...]:
         from iad_ext.evaluation import ATTACKS
 
-        names = tuple(name.strip() for name in self.attacks.split(",") if name.strip())
+        names = words(self.attacks)
         for name in names:
             if name not in ATTACKS:
                 raise ValueError(unknown("attack in --attacks", name, ATTACKS))
@@ -737,12 +733,17 @@ def _images_for(
 ) -> "tuple[Splits, float]":
     """The images and the radius to measure a model at: what was asked for, then what its run had, then the usual."""
     own, radius = _of_run(Path(model))
+    images, name = _test_images(_asked_or_own(asked, own), model, limit=limit)
+    return images, parse_fraction(eps) if eps is not None else radius or _usual_eps(name)
+
+
+def _asked_or_own(asked: Data, own: Data) -> Data:
+    """Other images where their name is asked for; else a run's own, from where and as what they are asked for."""
+    if asked.name is not None:
+        return asked
     if asked.path is not None:
         own = dataclasses.replace(own, revision=None)  # it is the hub's; a folder has none
-    given = {key: value for key, value in vars(asked).items() if value is not None}
-    data = asked if asked.name is not None else dataclasses.replace(own, **given)
-    images, name = _test_images(data, model, limit=limit)
-    return images, parse_fraction(eps) if eps is not None else radius or _usual_eps(name)
+    return dataclasses.replace(own, **{key: value for key, value in vars(asked).items() if value is not None})
 
 
 def _of_run(source: Path) -> tuple[Data, float | None]:
@@ -914,9 +915,9 @@ class Threats:
         _device(self.device)
         from iad_ext.evaluation import CORRUPTIONS, THREAT_PARTS
 
-        parts, kinds = _words(self.parts), _words(self.corruptions)
-        for option, words, known in (("parts", parts, THREAT_PARTS), ("corruptions", kinds, CORRUPTIONS)):
-            for word in words:
+        parts, kinds = words(self.parts), words(self.corruptions)
+        for option, given, known in (("parts", parts, THREAT_PARTS), ("corruptions", kinds, CORRUPTIONS)):
+            for word in given:
                 if word not in known:
                     raise ValueError(unknown(f"one of --{option}", word, known))
         if not self.models:
@@ -946,7 +947,7 @@ class Threats:
         from iad_ext.entrants import named_apart, read_entrant, read_teachers
 
         loading = self.loading.arguments()
-        names = None if self.names is None else _words(self.names)
+        names = None if self.names is None else words(self.names)
         entrants = named_apart([read_entrant(source, of=self.of, **loading) for source in self.models], names)
         teachers, of_student, missing = read_teachers(entrants, self.teacher, **loading)
         if self.with_teachers and missing:
@@ -958,12 +959,10 @@ class Threats:
         found = {each.source: _of_run(each.run) for each in entrants if each.run is not None}
         data, own = self.data, [of for of, _ in found.values()]
         if data.name is None and own:
-            others = {of.name for of in own}
+            others = {" ".join(filter(None, (of.name, of.config, of.label_column))) for of in own}
             if len(others) > 1:
-                shown = " and ".join(sorted(map(str, others)))
-                raise ValueError(f"the runs are of {shown}; give --data.name")
-            # a path alone says where the runs' data are on this machine
-            data = own[0] if data.path is None else dataclasses.replace(data, name=own[0].name)
+                raise ValueError(f"the runs are of {' and '.join(sorted(others))}; give --data.name")
+            data = _asked_or_own(data, own[0])
         images, name = _test_images(data, self.models[0], limit=self.limit)
         if self.eps is not None:
             return images, parse_fraction(self.eps)
@@ -1129,7 +1128,7 @@ class Export:
         return DONE
 
     def _wanted(self) -> list[str]:
-        wanted = list(dict.fromkeys(name.strip() for name in self.to.split(",") if name.strip()))
+        wanted = list(words(self.to))
         for name in wanted:
             if name not in EXPORTS:
                 raise WrongInputError(unknown("export in --to", name, EXPORTS))

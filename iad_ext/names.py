@@ -53,3 +53,8 @@ def _arguments(function: Callable[..., object]) -> Iterator[str]:
             yield from get_args(parameter.annotation)[0].__annotations__
         else:
             yield name
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    """What a list with commas holds, each once, whatever spaces are about it."""
+    return tuple(dict.fromkeys(word.strip() for word in (text or "").split(",") if word.strip()))

@@ -13,7 +13,7 @@ from iad_ext.backbones import create_network
 from iad_ext.data import Splits, load_splits, locate
 from iad_ext.evaluation import ATTACKS
 from iad_ext.lines import titled
-from iad_ext.names import unknown
+from iad_ext.names import unknown, words
 from iad_ext.objectives import ADVERSARIAL_PASSES, Objective
 from iad_ext.settings import Settings
 from iad_ext.tracking import trackers_of
@@ -49,7 +49,7 @@ class Plan:
                 f"{objective.name} is taught by a moving average, which swa is not; take --average.name ema or none"
             )
         _check_attack(settings.attack.name, objective)
-        names = tuple(name.strip() for name in settings.eval.attacks.split(",") if name.strip())
+        names = words(settings.eval.attacks)
         for name in names:
             if name not in ATTACKS:
                 raise ValueError(unknown("attack in --eval.attacks", name, ATTACKS))

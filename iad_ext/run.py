@@ -33,6 +33,7 @@ from iad_ext.evaluation import accuracy_under, evaluate, format_table, gallery, 
 from iad_ext.lines import titled
 from iad_ext.loop import Engine, TrainingStopped, accelerator_for
 from iad_ext.memory import OutOfMemory, explained
+from iad_ext.names import words
 from iad_ext.objectives import ADVERSARIAL_PASSES
 from iad_ext.plan import Plan
 from iad_ext.precision import Precision
@@ -768,7 +769,7 @@ class Run:
 
     def _measure(self) -> dict[str, dict[str, Any]]:
         """Measure best and last in fp32 on the test images; the processes take batches in turns."""
-        wanted = [name.strip() for name in self.settings.eval.of.split(",")] if self.plan.attacks else []
+        wanted = words(self.settings.eval.of) if self.plan.attacks else ()
         measured: dict[str, dict[str, Any]] = {}
         for which in wanted:
             same = (
@@ -907,7 +908,7 @@ def measure(
         world: likewise.
     """
     asked = settings.eval
-    attacks = tuple(name.strip() for name in asked.attacks.split(",") if name.strip())
+    attacks = words(asked.attacks)
     everything = test.take(slice(0, asked.limit)) if asked.limit else test
     few = everything.take(slice(0, asked.aa_limit)) if asked.aa_limit else everything
     measured = functools.partial(

@@ -21,7 +21,7 @@ import yaml
 from iad_ext.attacks import TRAINING_ATTACKS
 from iad_ext.augment import AUGMENTATIONS
 from iad_ext.files import parse_yaml
-from iad_ext.names import unknown
+from iad_ext.names import unknown, words
 from iad_ext.objectives import ROWS, takes
 from iad_ext.rates import COURSES
 from iad_ext.units import Pixels, parse_fraction
@@ -456,7 +456,7 @@ def not_read(recipe: Recipe, settings: Settings) -> Iterator[str]:
             settings.natural_teacher is None,
             "no --natural-teacher is given",
         ),
-        (("eval.aa_limit",), "aa" not in settings.eval.attacks.split(","), "--eval.attacks does not have aa"),
+        (("eval.aa_limit",), "aa" not in words(settings.eval.attacks), "--eval.attacks does not have aa"),
         (
             ("attack.name", "attack.eps", "attack.step", "attack.steps", "attack.mode"),
             settings.objective.name == "st",
@@ -694,8 +694,8 @@ def check(settings: Settings) -> None:
             raise ValueError(f"{option(name)} must be at most 1, got {values[name]:g}")
     if (settings.data.extra is None) != (settings.data.extra_share == 0):
         raise ValueError("--data.extra says which images, --data.extra-share how many: give both, or neither")
-    which = [name.strip() for name in settings.eval.of.split(",")]
-    if not set(which) <= {"best", "last"}:
+    which = words(settings.eval.of)
+    if not which or not set(which) <= {"best", "last"}:
         raise ValueError(f"--eval.of takes best, last or best,last; got {settings.eval.of!r}")
     if settings.train.accumulation > settings.train.batch_size:
         raise ValueError("--train.accumulation is larger than --train.batch-size; a part would be empty")

@@ -19,7 +19,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 
 from iad_ext import files
 from iad_ext.checkpoint import read_lines
-from iad_ext.names import unknown
+from iad_ext.names import unknown, words
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def trackers_of(text: str) -> tuple[str, ...]:
     Raises:
         ValueError: there is no such tracker, or its package is not installed.
     """
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    names = words(text)
     for name in names:
         if name not in TRACKERS:
             raise ValueError(unknown("tracker in --log-with", name, TRACKERS))

@@ -83,7 +83,7 @@ def test_two_teachers_of_one_recipe_stay_apart_in_a_name(tmp_path):
 
 
 def test_only_a_student_brings_its_row_of_a_teacher_along(tmp_path):
-    grid = grid_of(tmp_path, only=("ARD of the longer",))
+    grid = grid_of(tmp_path, only="ARD of the longer")
     assert [(cell.settings.train.epochs, cell.labels) for cell in grid.cells] == [
         (2, ()),
         (1, ("ARD of the longer",)),
@@ -262,7 +262,7 @@ def test_a_whole_small_study_of_teachers(in_folder):
         "attack.steps: 2, eval.of: best, eval.curve_limit: 0}",
         1,
     ).replace("train.epochs: 2}", "train.epochs: 2, train.lr: 0.3}")
-    grid = grid_of(in_folder, small, only=("AT", "AT, longer", "ARD of AT", "ARD of the longer"))
+    grid = grid_of(in_folder, small, only="AT,AT, longer,ARD of AT,ARD of the longer")
     for cell in grid.cells:
         assert call(cell.recipe, *cell.arguments) == 0
     study = studies.report(grid)

@@ -28,7 +28,7 @@ TINY = (
 )
 
 
-def grid_of(only=(), root=Path("runs")):
+def grid_of(only=None, root=Path("runs")):
     _, given = overrides.from_command_line(shlex.split(TINY))
     data = (given["all"].pop("data.name"),)
     return studies.expand(
@@ -73,7 +73,7 @@ def test_weights_travel_in_half_precision_and_come_out_as_they_are_measured(tmp_
 
 def test_a_bundle_is_in_parts_and_a_damaged_one_is_refused(in_folder, monkeypatch):
     monkeypatch.setattr(rounds, "PART", 40_000)
-    grid = grid_of(only=("AT",))
+    grid = grid_of(only="AT")
     (cell,) = grid.cells
     fake_run(cell, 0.5)
     with_networks(cell)
@@ -96,7 +96,7 @@ def test_a_bundle_is_in_parts_and_a_damaged_one_is_refused(in_folder, monkeypatc
 
 
 def test_what_would_be_too_much_is_left_out_networks_first(in_folder):
-    grid = grid_of(only=("AT",))
+    grid = grid_of(only="AT")
     fake_run(grid.cells[0], 0.5)
     with_networks(grid.cells[0])
     packed = rounds.pack(grid.cells, Path("runs"), Path("back"), most=60_000, have={}, all_networks=True)
@@ -106,7 +106,7 @@ def test_what_would_be_too_much_is_left_out_networks_first(in_folder):
 
 
 def test_what_the_other_side_has_does_not_travel_back(in_folder):
-    grid = grid_of(only=("AT",))
+    grid = grid_of(only="AT")
     fake_run(grid.cells[0], 0.5)
     with_networks(grid.cells[0])
     rounds.pack(grid.cells, Path("runs"), Path("back"), most=2**30, have={}, all_networks=True)
@@ -117,7 +117,7 @@ def test_what_the_other_side_has_does_not_travel_back(in_folder):
 
 
 def test_originals_and_other_runs_are_left_as_they_are(in_folder, caplog):
-    grid = grid_of(only=("AT",))
+    grid = grid_of(only="AT")
     (cell,) = grid.cells
     fake_run(cell, 0.5)
     with_networks(cell)
@@ -135,7 +135,7 @@ def test_originals_and_other_runs_are_left_as_they_are(in_folder, caplog):
 
 
 def test_teachers_of_what_is_not_trained_and_what_is_not_measured_travel(in_folder):
-    grid = grid_of(only=("ARD (AT)", "AKD2 (AT)"))
+    grid = grid_of(only="ARD (AT),AKD2 (AT)")
     at, ard, st, _ = grid.cells
     for cell in (at, st):
         fake_run(cell, 0.5)
@@ -145,7 +145,7 @@ def test_teachers_of_what_is_not_trained_and_what_is_not_measured_travel(in_fold
 
 
 def test_a_teacher_that_is_too_large_to_travel_is_trained_again_there(in_folder, capsys):
-    grid = grid_of(only=("AKD2 (AT)",))
+    grid = grid_of(only="AKD2 (AT)")
     for cell in grid.cells[:2]:
         fake_run(cell, 0.5)
         with_networks(cell)
@@ -177,7 +177,7 @@ def test_a_folder_that_is_not_there_costs_nothing(in_folder, capsys, line, said)
 
 
 def test_the_time_that_a_run_needs_follows_from_another_s(in_folder):
-    grid = grid_of(only=("ARD (AT)", "IAD-I (AT)"))
+    grid = grid_of(only="ARD (AT),IAD-I (AT)")
     at, ard, iad = grid.cells
     assert rounds.seconds_needed(ard, grid.cells) == 0
     fake_run(at, 0.5, epochs=5, seconds=22.0)
@@ -301,7 +301,7 @@ def test_two_rounds_on_two_machines_make_one_study(tmp_path):
         assert "finished   runs/digits/ard_resnet18-at" in second
         assert "at_resnet18,batch" not in second.replace("ard_resnet18-at", "")
         assert rounds.main(["merge", "one-gpu", "--back", str(tmp_path / "two/back"), *options]) == 0
-        grid = grid_of(only=("AT", "ARD*"))
+        grid = grid_of(only="AT,ARD*")
         assert all(is_finished(cell) for cell in grid.cells)
         student = next(cell for cell in grid.cells if cell.recipe == "ard_resnet18")
         assert has_results(student.folder)

@@ -212,7 +212,7 @@ def test_one_folder_is_not_several_data_sets(tmp_path):
 
 
 def test_only_brings_the_teachers_along():
-    grid = grid_of("table2", only=("IAD-II (AT)",), data=("cifar10",))
+    grid = grid_of("table2", only="IAD-II (AT)", data=("cifar10",))
     assert [cell.recipe for cell in grid.cells] == ["at_resnet18", "st_resnet18", "iad2_resnet18"]
     assert [cell.attacks for cell in grid.cells][:2] == [("natural",), ("natural",)]
     whole = grid_of("table2", data=("cifar10",))
@@ -275,7 +275,9 @@ def test_a_broken_file_says_what_is_wrong(tmp_path, line):
         ("table5 --train.seed 1", "--seeds takes the seeds"),
         ("table5 --trian.epochs 1", "did you mean '--train.epochs'?"),
         ("table5 --train.epochs", "--train.epochs takes one value, got none"),
-        ("table5 --only nix", "--only nix fits none of the rows"),
+        ("table5 --only nix", "'nix' fits none of the rows: 'IAD-I, β = 0.01'"),
+        ("table2 --only 'AT,IAD-1 (AT)'", "'IAD-1 (AT)' fits none of the rows"),
+        ("table2 --only ,", "--only takes labels of rows, got none"),
         ("table5 --scale 2", "--scale takes a fraction in (0, 1]"),
         ("table5 --shard 3/2", "--shard takes I/N"),
         ("table5 --jobs 0", "--jobs must be at least 1"),
@@ -291,6 +293,39 @@ def test_wrong_words_are_exit_code_2(capsys, tmp_path, line, said):
     assert stopped.value.code == cli.WRONG_INPUT
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("only", "labels"),
+    [
+        ("TRADES, τ = 1", ["TRADES, τ = 1"]),  # a label with a comma of its own
+        ("TRADES, τ = 1,TRADES, τ = 20", ["TRADES, τ = 1", "TRADES, τ = 20"]),
+        ("*= 60 , *= 100", ["TRADES, τ = 60", "TRADES, τ = 100"]),
+        ("*0,TRADES, τ = 1", ["TRADES, τ = 1", "TRADES, τ = 20", "TRADES, τ = 60", "TRADES, τ = 100"]),
+    ],
+)
+def test_only_takes_labels_whole_and_patterns(only, labels):
+    assert [line.label for line in grid_of("table10", only=only).lines] == labels
+
+
+def test_a_label_is_that_row_and_no_other():
+    assert [line.label for line in grid_of("small-scale", only="TRADES, τ = 20").lines] == ["TRADES, τ = 20"]
+
+
+def test_lists_may_have_spaces():
+    line = "--eval.attacks 'natural, aa' --eval.of 'best, last' --eval.aa-limit 8"
+    (cell,) = grid_of("table2", line, data=("cifar10",), only="AT").cells
+    assert cell.attacks == ("natural", "aa")
+    assert list(settings.not_read(recipes.load(cell.recipe), cell.settings)) == []
+
+
+def test_a_role_s_flag_can_be_said_no_to():
+    _, given = overrides.from_command_line(["--students.train.no-flip", "--teachers.train.flip", "True"])
+    assert given["students"] == {"train.flip": False}
+    words = [f"--students.{word[2:]}" for word in overrides.arguments(given["students"])]
+    assert overrides.from_command_line(words)[1]["students"] == given["students"]
+    with pytest.raises(ValueError, match=r"unknown option .*no-flop"):
+        overrides.from_command_line(["--students.train.no-flop"])
 
 
 def test_flags_and_lists_are_spelled_as_the_recipes_spell_them():
@@ -469,7 +504,7 @@ def test_a_pair_that_stands_both_ways_round_counts_once(in_folder):
 
 
 def test_the_versions_are_the_runs_own(in_folder):
-    grid = grid_of("table2", data=("cifar10",), only=("AT", "TRADES"))
+    grid = grid_of("table2", data=("cifar10",), only="AT,TRADES")
     for cell, torch in zip(grid.cells, ("2.9.1", "2.11.0"), strict=True):
         fake_run(cell, 0.5, torch=torch)
     found = results.collect(grid)["provenance"]["versions"]
@@ -478,7 +513,7 @@ def test_the_versions_are_the_runs_own(in_folder):
 
 def test_a_recipe_s_own_run_is_the_study_s_cell(in_folder):
     """The recipe asks for `at`, the study for that run's folder: the run says where it found it."""
-    grid = finished("table2", shares_of(0.6, 0.4), data=("cifar10",), only=("ARD (AT)", "AKD2 (AT)"))
+    grid = finished("table2", shares_of(0.6, 0.4), data=("cifar10",), only="ARD (AT),AKD2 (AT)")
     for cell in grid.cells:
         by_recipe = dataclasses.replace(
             cell.settings,
@@ -501,7 +536,7 @@ def test_a_recipe_s_own_run_is_the_study_s_cell(in_folder):
 
 
 def test_runs_on_other_test_images_are_not_paired(in_folder):
-    grid = finished("table2", shares_of(0.6, 0.4), data=("cifar10",), only=("ARD (AT)", "IAD-I (AT)"))
+    grid = finished("table2", shares_of(0.6, 0.4), data=("cifar10",), only="ARD (AT),IAD-I (AT)")
     cells = cells_by_label(grid)
     fake_run(cells["IAD-I (AT)"], 0.6, tested_on="another copy")
     study = studies.report(grid)
@@ -671,7 +706,7 @@ def run_all(grid, **way):
 
 
 def test_finished_cells_are_not_run_again(stubbed):
-    grid = grid_of("table2", data=("cifar10",), only=("IAD-I (AT)", "ARD (AT)"))
+    grid = grid_of("table2", data=("cifar10",), only="IAD-I (AT),ARD (AT)")
     outcome, _ = run_all(grid)
     assert len(outcome.finished) == 3
     assert not outcome.left
@@ -682,17 +717,17 @@ def test_finished_cells_are_not_run_again(stubbed):
 
 
 def test_a_cell_that_wants_more_measures_is_run_for_them(stubbed):
-    run_all(grid_of("table2", "--eval.attacks natural", data=("cifar10",), only=("AT",)))
-    more = grid_of("table2", "--eval.attacks natural,pgd20", data=("cifar10",), only=("AT",))
+    run_all(grid_of("table2", "--eval.attacks natural", data=("cifar10",), only="AT"))
+    more = grid_of("table2", "--eval.attacks natural,pgd20", data=("cifar10",), only="AT")
     assert [runner.state_of(cell) for cell in more.cells] == ["interrupted"]
     assert len(run_all(more)[0].finished) == 1
-    fewer = grid_of("table2", "--eval.attacks pgd20", data=("cifar10",), only=("AT",))
+    fewer = grid_of("table2", "--eval.attacks pgd20", data=("cifar10",), only="AT")
     assert [runner.state_of(cell) for cell in fewer.cells] == ["finished"]
 
 
 def test_a_trial_with_other_settings_is_no_cell(stubbed, capsys):
     """A finished run of two epochs in a cell's folder is refused before anything runs, and never in the table."""
-    grid = grid_of("table2", data=("cifar10",), only=("ARD (AT)",))
+    grid = grid_of("table2", data=("cifar10",), only="ARD (AT)")
     run_all(grid)
     teacher = grid.cells[0]
     trial = settings.override(teacher.settings, {"train.epochs": 2, "eval.aa_limit": 8})
@@ -714,7 +749,7 @@ def test_a_trial_with_other_settings_is_no_cell(stubbed, capsys):
 
 def test_students_wait_for_their_teachers_and_jobs_run_side_by_side(stubbed):
     stubbed.update(at=(0, 0.3), ard=(0, 0.5), iad1=(0, 0.5))
-    grid = grid_of("table2", data=("cifar10",), only=("IAD-I (AT)", "ARD (AT)"))
+    grid = grid_of("table2", data=("cifar10",), only="IAD-I (AT),ARD (AT)")
     outcome, _ = run_all(grid, jobs=2, devices=("0", "1"))
     assert not outcome.left
     times = {
@@ -732,7 +767,7 @@ def test_devices_are_shared_out(stubbed, monkeypatch, in_folder):
     )
     monkeypatch.setattr(runner, "command", lambda cell: [sys.executable, "-c", printing])
     monkeypatch.setenv("WORLD_SIZE", "1")
-    grid = grid_of("table2", data=("cifar10",), only=("AT", "TRADES"))
+    grid = grid_of("table2", data=("cifar10",), only="AT,TRADES")
     run_all(grid, jobs=2, devices=("3", "5"))
     said = {runner.log_of(cell).read_text().strip() for cell in grid.cells}
     assert said == {"on 3 None", "on 5 None"}
@@ -740,7 +775,7 @@ def test_devices_are_shared_out(stubbed, monkeypatch, in_folder):
 
 def test_a_failure_is_told_and_stops_only_what_needs_it(stubbed):
     stubbed.update(at=(3, 0.0))
-    grid = grid_of("table2", data=("cifar10",), only=("ARD (AT)", "ARD (TRADES)"))
+    grid = grid_of("table2", data=("cifar10",), only="ARD (AT),ARD (TRADES)")
     outcome, said = run_all(grid)
     assert "with exit code 3: error: it broke" in said
     assert [cell.recipe for cell in outcome.finished] == ["trades_resnet18", "ard_resnet18"]
@@ -750,7 +785,7 @@ def test_a_failure_is_told_and_stops_only_what_needs_it(stubbed):
 
 def test_a_budget_ends_running_cells_in_good_order_and_the_rest_goes_on_later(stubbed):
     stubbed.update(at=(0, 60.0))
-    grid = grid_of("table2", data=("cifar10",), only=("AT", "TRADES"))
+    grid = grid_of("table2", data=("cifar10",), only="AT,TRADES")
     outcome, said = run_all(grid, budget=1.0)
     assert outcome.stopped == "the budget is spent"
     assert "it goes on where it was" in said
@@ -764,7 +799,7 @@ def test_a_budget_ends_running_cells_in_good_order_and_the_rest_goes_on_later(st
 
 def test_a_share_waits_for_the_teacher_of_another(stubbed, monkeypatch, in_folder):
     monkeypatch.setattr(runner, "OTHERS", 0.1)
-    grid = grid_of("table2", data=("cifar10",), only=("ARD (AT)",))
+    grid = grid_of("table2", data=("cifar10",), only="ARD (AT)")
     teacher, student = grid.cells
     said = []
 
@@ -782,7 +817,7 @@ def test_a_share_waits_for_the_teacher_of_another(stubbed, monkeypatch, in_folde
 def test_a_cell_that_another_process_runs_is_waited_for(stubbed, monkeypatch):
     """As after a runner was killed: what it had started trains on."""
     monkeypatch.setattr(runner, "OTHERS", 0.1)
-    grid = grid_of("table2", data=("cifar10",), only=("AT",))
+    grid = grid_of("table2", data=("cifar10",), only="AT")
     (cell,) = grid.cells
     said = []
     with contextlib.ExitStack() as held:
@@ -912,7 +947,7 @@ def test_studies_are_listed(capsys):
 
 
 def test_flags_are_read_once_and_as_booleans(in_folder):
-    grid = finished("table2", lambda label, seed: 0.25, data=("cifar10",), only=("AT",))
+    grid = finished("table2", lambda label, seed: 0.25, data=("cifar10",), only="AT")
     (run,) = (results.Run(cell.folder, {}) for cell in grid.cells)
     flags = run.flags("best", "natural")
     assert flags.dtype == np.bool_

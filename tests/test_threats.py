@@ -343,9 +343,15 @@ def test_refusals(networks, batch, wider):
 # ------------------------------------------------------------------------------------- run folders
 
 
-def run_folder(folder, *, seed, teacher=None, of=("best",), **objective):
+def run_folder(folder, *, seed, teacher=None, of=("best",), values=(), **objective):
     """What a run of the digits leaves, as far as it is read here."""
-    values = {"data.name": "digits", "eval.eps": EPS, "student.name": "cifar_resnet8", "teacher": teacher}
+    values = {
+        **dict(values),
+        "data.name": "digits",
+        "eval.eps": EPS,
+        "student.name": "cifar_resnet8",
+        "teacher": teacher,
+    }
     values |= {f"objective.{name}": value for name, value in objective.items()}
     folder.mkdir(parents=True)
     settings = settings_.override(settings_.Settings(), values)
@@ -481,6 +487,31 @@ def test_a_path_alone_says_where_the_runs_own_data_are(runs, tmp_path, monkeypat
     with pytest.raises(SystemExit):
         main(["threats", str(runs[0]), "--data.path", str(tmp_path)])
     assert asked == [("digits", tmp_path)]
+
+
+def test_the_runs_own_columns_are_read_wherever_the_images_are(tmp_path, monkeypatch):
+    """And what is asked for stands in their place, with a path or without."""
+    run = run_folder(
+        tmp_path / "run/seed0", seed=1, values={"data.label_column": "coarse", "data.config": "all"}
+    )
+    asked = []
+
+    def seen(name, **rest):
+        asked.append((rest["path"], rest["label_column"], rest["config"], rest["revision"]))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("iad_ext.data.load_splits", seen)
+    for line in (["--data.path", str(tmp_path)], ["--data.label-column", "fine", "--data.revision", "abc"]):
+        with pytest.raises(SystemExit):
+            main(["threats", str(run), *line])
+    assert asked == [(tmp_path, "coarse", "all", None), (None, "fine", "all", "abc")]
+
+
+def test_runs_of_other_labels_are_not_measured_together(say, runs, tmp_path):
+    other = run_folder(tmp_path / "other/seed0", seed=1, values={"data.label_column": "coarse"})
+    code, _, err = say("threats", runs[0], other)
+    assert code == 2
+    assert "the runs are of digits and digits coarse; give --data.name" in err
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_measuring(say, runs, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from iad_ext import files, paper, recipes
 from iad_ext import settings as settings_
 from iad_ext.diagnostics import FIGURES as LOGGED
 from iad_ext.evaluation import ATTACKS
-from iad_ext.names import unknown
+from iad_ext.names import unknown, words
 from iad_ext.plan import NAMED_TEACHERS, TRAINING_IMAGES, Plan, default_folder
 from iad_ext.plots import FIGURES
 from iad_ext.settings import Settings
@@ -131,7 +131,8 @@ class Choices:
         seeds: instead of the study's.
         epochs: fraction of the recipe's epochs.
         images: fraction of the training images.
-        only: patterns of labels; others are left out, the teachers that the rest need are not.
+        only: a list of labels, or of patterns of them, with commas; rows that none fits are left out, the teachers
+            that the rest need are not.
         data: data sets instead of the study's.
         settings: by role, over the study's.
         root: what stands for `runs`.
@@ -140,7 +141,7 @@ class Choices:
     seeds: tuple[int, ...] | None = None
     epochs: float = 1.0
     images: float = 1.0
-    only: tuple[str, ...] = ()
+    only: str | None = None
     data: tuple[str, ...] | None = None
     settings: Mapping[str, Overrides] = field(default_factory=dict)
     root: Path = Path("runs")
@@ -169,7 +170,7 @@ class Cell:
     @property
     def attacks(self) -> tuple[str, ...]:
         """What it is measured by."""
-        return tuple(name for name in self.settings.eval.attacks.split(",") if name)
+        return words(self.settings.eval.attacks)
 
 
 @dataclass(frozen=True)
@@ -432,10 +433,7 @@ def expand(study: Study, choices: Choices) -> Grid:
         ValueError: settings that no run can use, labels that no pattern fits, a setting that rows give too.
     """
     _refuse_what_rows_set(study, choices)
-    wanted = [row for row in study.rows if _is_wanted(row, choices.only)]
-    if not wanted:
-        labels = ", ".join(repr(row.label) for row in study.rows)
-        raise ValueError(f"--only {','.join(choices.only)} fits none of the rows: {labels}")
+    wanted = _wanted(study.rows, choices.only)
     data = choices.data or study.data
     cells: dict[Path, Cell] = {}
     lines = []
@@ -454,8 +452,32 @@ def expand(study: Study, choices: Choices) -> Grid:
     return Grid(study, choices, tuple(lines), tuple(_with_arguments(cell) for cell in cells.values()))
 
 
-def _is_wanted(row: Row, only: Sequence[str]) -> bool:
-    return not only or any(fnmatch.fnmatchcase(row.label, pattern) for pattern in only)
+def _wanted(rows: Sequence[Row], only: str | None) -> list[Row]:
+    """The rows that a list of patterns asks for; every one of them has to fit some."""
+    if only is None:
+        return list(rows)
+    labels, chosen = [row.label for row in rows], set()
+    for pattern in _patterns(only, labels):
+        fitting = [pattern] if pattern in labels else fnmatch.filter(labels, pattern)
+        if not fitting:
+            raise ValueError(
+                f"--only {only}: {pattern!r} fits none of the rows: {', '.join(map(repr, labels))}"
+            )
+        chosen.update(fitting)
+    if not chosen:
+        raise ValueError(f"--only takes labels of rows, got none; there are {', '.join(map(repr, labels))}")
+    return [row for row in rows if row.label in chosen]
+
+
+def _patterns(only: str, labels: Sequence[str]) -> Iterator[str]:
+    """A list with commas, in which labels may have commas of their own: the longest label there is counts."""
+    parts = only.split(",")
+    while parts:
+        ends = range(len(parts), 0, -1)
+        taken = next((end for end in ends if ",".join(parts[:end]).strip() in labels), 1)
+        if pattern := ",".join(parts[:taken]).strip():
+            yield pattern
+        parts = parts[taken:]
 
 
 def _refuse_what_rows_set(study: Study, choices: Choices) -> None:

@@ -148,11 +148,11 @@ def _parsed(word: str) -> tuple[str, str | None, bool]:
     first, dot, rest = dotted.partition(".")
     if dot and first in ROLES:
         role, dotted = first, rest
-        if dotted not in KNOWN:
-            raise ValueError(unknown("option", word, [f"--{first}.{name}" for name in KNOWN]))
     positive = re.sub(r"(^|\.)no_", r"\1", dotted)
     if dotted not in HINTS and HINTS.get(positive) is bool:
         return role, positive, True
+    if role != "all" and dotted not in KNOWN:
+        raise ValueError(unknown("option", word, [f"--{role}.{name}" for name in KNOWN]))
     if dotted in OWN and "." in dotted:
         raise ValueError(f"{word} is the study's to say; --seeds takes the seeds")
     if dotted not in KNOWN and "." in dotted:

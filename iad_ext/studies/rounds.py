@@ -563,7 +563,7 @@ def main(words: Sequence[str]) -> int:
         data = settings["all"].pop("data.name", None)
         choices = Choices(
             seeds=None if command.seeds is None else tuple(map(int, command.seeds.split(","))),
-            only=tuple(command.only.split(",")) if command.only else (),
+            only=command.only,
             data=None if data is None else (data,),
             settings=settings,
             root=command.out,

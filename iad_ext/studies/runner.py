@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 import iad_ext
 from iad_ext import checkpoint, entrants, files, recipes, settings
 from iad_ext.checkpoint import CheckpointError
+from iad_ext.names import words
 from iad_ext.settings import Change
 from iad_ext.signals import Stop
 from iad_ext.studies.grid import Cell
@@ -95,13 +96,13 @@ def is_finished(cell: Cell) -> bool:
     if measured is None:
         return False
     asked = dataclasses.asdict(cell.settings.eval)
-    attacks, of = set(cell.attacks), set(asked.pop("of").split(","))
+    attacks, of = set(cell.attacks), set(words(asked.pop("of")))
     del asked["attacks"]
     known = {name: value for name, value in measured.items() if name not in ("attacks", "of")}
     return (
         known == asked
-        and attacks <= set(str(measured["attacks"]).split(","))
-        and of <= set(str(measured["of"]).split(","))
+        and attacks <= set(words(str(measured["attacks"])))
+        and of <= set(words(str(measured["of"])))
     )
 
 
