@@ -206,7 +206,9 @@ class Doctor:
                 networks.append(loaded.to(device))
             test = images.test.to(device)
             teacher, student = networks
-            reading = read_teacher(teacher, student, test.pixels(), test.labels, eps=eps)
+            reading = read_teacher(
+                teacher, student, test.pixels(), test.labels, eps=eps, on_itself=self.student is None
+            )
         *facts, advice = reading.lines()
         print("\n".join(wrapped(line, rest=" " * 18) for line in facts))
         print(wrapped(advice))

@@ -14,6 +14,7 @@ from iad_ext.attacks import EPS, PGD
 from iad_ext.checks import check_whole
 from iad_ext.modes import mode
 from iad_ext.reliability import predicts
+from iad_ext.statistics import mean_with_interval
 from iad_ext.terms import entropy
 from iad_ext.types import Images, Labels
 
@@ -32,8 +33,10 @@ class Reading:
         right_natural: share of x on which the teacher is right.
         right: share of x̃ on which it is.
         sure: its mean largest probability on x̃.
+        surer: ends of the 95% interval of `sure` minus `right`, over images.
         entropy: its mean entropy on x̃, in nats.
         entropy_where_wrong: the same over those on which it is wrong; None where there is none.
+        on_itself: x̃ is PGD-10 on the teacher itself, for want of a student.
     """
 
     images: int
@@ -42,13 +45,15 @@ class Reading:
     right_natural: float
     right: float
     sure: float
+    surer: tuple[float, float]
     entropy: float
     entropy_where_wrong: float | None
+    on_itself: bool = False
 
     @property
     def over_confident(self) -> bool:
-        """Whether it is surer on the student's attacks than it is right."""
-        return self.sure - self.right > OVER_CONFIDENT
+        """Whether it is surer on the attacks than it is right, by more than so few images could make it seem."""
+        return self.sure - self.right > OVER_CONFIDENT and self.surer[0] > 0
 
     @property
     def at_chance(self) -> bool:
@@ -59,6 +64,7 @@ class Reading:
     @property
     def advice(self) -> str:
         """What to do, in a sentence."""
+        attacks = "its own attacks" if self.on_itself else "your student's attacks"
         if self.at_chance:
             return (
                 "this teacher is right no more often than chance: wrong weights, classes in another order, or images "
@@ -66,21 +72,28 @@ class Reading:
             )
         if self.over_confident:
             return (
-                "this teacher is over-confident on your student's attacks: use the entropy weight "
+                f"this teacher is over-confident on {attacks}: use the entropy weight "
                 "(--objective.sample-weight entropy)"
             )
-        return "this teacher is about as sure on your student's attacks as it is right: no weight is needed"
+        return f"this teacher is about as sure on {attacks} as it is right, or less: no weight is needed"
 
     def lines(self) -> list[str]:
         """The reading for people."""
         most = math.log(self.classes)
         wrong = self.entropy_where_wrong
         where_wrong = "" if wrong is None else f", {wrong:.3f} where it is wrong"
+        low, high = (100 * end for end in self.surer)
+        attacked = (
+            "x̃ is PGD-10 on the teacher itself; --student names the one whose attacks it will meet"
+            if self.on_itself
+            else f"right on {100 * self.student_right:.1f}% (PGD-10 on the student)"
+        )
         return [
             f"teacher on x      right on {100 * self.right_natural:.1f}% of {self.images} images",
-            f"teacher on x̃      right on {100 * self.right:.1f}%, mean largest probability {100 * self.sure:.1f}%",
+            f"teacher on x̃      right on {100 * self.right:.1f}%, mean largest probability {100 * self.sure:.1f}%: "
+            f"surer than right by {100 * (self.sure - self.right):+.1f} points [{low:+.1f}, {high:+.1f}]",
             f"its entropy on x̃  {self.entropy:.3f} nats of at most {most:.3f}{where_wrong}",
-            f"student on x̃      right on {100 * self.student_right:.1f}% (PGD-10 on the student)",
+            f"student on x̃      {attacked}",
             self.advice,
         ]
 
@@ -94,6 +107,7 @@ def read_teacher(
     eps: float = EPS,
     seed: int = 0,
     batch_size: int = 100,
+    on_itself: bool = False,
 ) -> Reading:
     """Attack `student` on some images and look at what `teacher` makes of them; both are left as they were.
 
@@ -105,13 +119,14 @@ def read_teacher(
         eps: L∞ radius in pixels of [0, 1]; steps are a quarter of it.
         seed: of the random starts.
         batch_size: images at a time, ≥ 1.
+        on_itself: `student` is the teacher once more; the reading then says so.
 
     Raises:
-        ValueError: there is no image, or the networks differ in their number of classes.
+        ValueError: there are not two images, or the networks differ in their number of classes.
     """
     check_whole("batch_size", batch_size, at_least=1)
-    if not len(images):
-        raise ValueError("a reading needs at least one image")
+    if len(images) < 2:
+        raise ValueError(f"a reading needs at least two images, got {len(images)}")
     attack = PGD(student, eps=eps, alpha=eps / 4, steps=10)
     generator = torch.Generator(device=images.device).manual_seed(seed)
     natural, robust, own = [], [], []
@@ -128,15 +143,19 @@ def read_teacher(
             f"the teacher has {nat.shape[1]} classes, the student {student_logits.shape[1]}; they must be the same"
         )
     right, surprise = predicts(adv_logits, labels), entropy(adv_logits)
+    largest = adv_logits.softmax(dim=1).amax(dim=1)
+    _, low, high = mean_with_interval((largest.double() - right.double()).tolist())
     return Reading(
         images=len(images),
         classes=nat.shape[1],
         student_right=_share(predicts(student_logits, labels)),
         right_natural=_share(predicts(nat, labels)),
         right=_share(right),
-        sure=float(adv_logits.softmax(dim=1).amax(dim=1).mean()),
+        sure=float(largest.mean()),
+        surer=(low, high),
         entropy=float(surprise.mean()),
         entropy_where_wrong=None if bool(right.all()) else float(surprise[~right].mean()),
+        on_itself=on_itself,
     )
 
 

@@ -46,6 +46,11 @@ def test_a_reading_is_its_loop(tiny_network, batch):
     assert reading.right == pytest.approx(sum(right["adv"]) / 30)
     assert reading.student_right == pytest.approx(sum(right["own"]) / 30)
     assert reading.sure == pytest.approx(sum(max(oracles.softmax(z)) for z in said["adv"]) / 30, rel=1e-5)
+    excess = [max(oracles.softmax(z)) - ok for z, ok in zip(said["adv"], right["adv"], strict=True)]
+    mean = sum(excess) / 30
+    error = math.sqrt(sum((one - mean) ** 2 for one in excess) / 29 / 30)
+    # 2.0452: Student's t of 29 degrees of freedom at 97.5%
+    assert reading.surer == pytest.approx((mean - 2.0452 * error, mean + 2.0452 * error), abs=1e-4)
     assert reading.entropy == pytest.approx(sum(entropies) / 30, rel=1e-5)
     assert reading.entropy_where_wrong == pytest.approx(sum(wrong) / len(wrong), rel=1e-5)
     assert (reading.images, reading.classes) == (30, 10)
@@ -59,13 +64,21 @@ def reading(**changed):
         "right_natural": 0.8,
         "right": 0.6,
         "sure": 0.65,
+        "surer": (-0.02, 0.12),
     }
     return Reading(**(usual | {"entropy": 1.0, "entropy_where_wrong": 1.5} | changed))
 
 
 def test_what_is_said_of_it():
     assert "about as sure" in reading().advice
-    assert "over-confident on your student's attacks: use the entropy weight" in reading(sure=0.9).advice
+    surer = reading(sure=0.9, surer=(0.22, 0.38))
+    assert "over-confident on your student's attacks: use the entropy weight" in surer.advice
+    assert "surer than right by +30.0 points [+22.0, +38.0]" in "\n".join(surer.lines())
+    # as much, but on images so few that it may be nothing
+    assert not reading(images=10, sure=0.9, surer=(-0.03, 0.63)).over_confident
+    itself = reading(sure=0.9, surer=(0.22, 0.38), on_itself=True)
+    assert "over-confident on its own attacks" in itself.advice
+    assert "PGD-10 on the teacher itself; --student names" in "\n".join(itself.lines())
     assert "no more often than chance" in reading(right_natural=0.12, sure=0.9).advice
     assert "of at most 2.303, 1.500 where it is wrong" in "\n".join(reading().lines())
     assert "where it is wrong" not in "\n".join(reading(entropy_where_wrong=None).lines())
@@ -90,8 +103,8 @@ def test_a_teacher_that_shouts_is_over_confident_and_one_that_hesitates_is_not(t
 
 def test_what_cannot_be_read_is_refused(tiny_network, batch):
     images, labels = batch
-    with pytest.raises(ValueError, match="at least one image"):
-        read_teacher(tiny_network(), tiny_network(), images[:0], labels[:0])
+    with pytest.raises(ValueError, match="at least two images, got 1"):
+        read_teacher(tiny_network(), tiny_network(), images[:1], labels[:1])
     with pytest.raises(ValueError, match="the teacher has 5 classes, the student 10"):
         read_teacher(tiny_network(5), tiny_network(), images, labels % 5)
 
@@ -107,6 +120,10 @@ def test_the_doctor_reads_a_teacher(tmp_path, capsys):
     assert ended.value.code == 6  # untrained: it knows nothing
     assert "of 20 images" in said
     assert "no more often than chance" in said
+    assert "PGD-10 on the student" in said
+    with pytest.raises(SystemExit):
+        main(line)
+    assert "PGD-10 on the teacher itself" in capsys.readouterr().out
     for wrong in (["doctor", "--student", "x"], line[:3]):
         with pytest.raises(SystemExit) as ended:
             main(wrong)
