@@ -284,6 +284,9 @@ def test_the_page_says_what_was_measured_and_how(result):
     assert "![transfer](transfer.svg)" in text
     assert "abababababab" in text
     assert "/a/place" not in text
+    transfer = result["transfer"]["interval"]["accuracy"]
+    widest = max((high - low) / 2 for answers in transfer.values() for low, high in answers.values())
+    assert f"95% intervals are up to ±{widest:.1f} points." in text
     for row in [line for line in text.splitlines() if line.startswith("| ")]:
         assert row.endswith(" |")
 

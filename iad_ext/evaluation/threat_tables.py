@@ -97,11 +97,13 @@ def _transfer(result: Mapping[str, Any]) -> Table:
     ]
     natural = ("natural", *(f"{found['natural'][name]:.1f} " for name in result["networks"]))
     eps = show_fraction(found["protocol"]["eps"])
+    ends = [end for answers in found["interval"]["accuracy"].values() for end in answers.values()]
+    widest = max(high - low for low, high in ends) / 2
     return Table(
         f"Transfer: accuracy (%) of the column under PGD-20 of {eps} on the row, n={found['n']}",
         ("made on", *(f"{short[name]} " for name in result["networks"])),
         [*rows, natural],
-        "* is the network's own attack, white-box.",
+        f"* is the network's own attack, white-box. 95% intervals are up to ±{widest:.1f} points.",
     )
 
 
