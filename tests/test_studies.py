@@ -445,6 +445,22 @@ def test_close_means_within_so_many_points(low, high, verdict):
     assert results.judged(claim, made)[0] == verdict
 
 
+@pytest.mark.parametrize(
+    ("expect", "low", "high", "verdict"),
+    [
+        ("greater", 2.1, 4.0, "holds"),
+        ("greater", 0.5, 3.0, "cannot be told"),  # higher, but perhaps not by two points
+        ("greater", 0.5, 1.9, "fails"),
+        ("less", -4.0, -2.1, "holds"),
+        ("less", -1.9, -0.5, "fails"),
+    ],
+)
+def test_by_asks_for_so_many_points(expect, low, high, verdict):
+    claim = Claim(claim="c", a="a", b="b", measure="aa", expect=expect, by=2.0)
+    found, why = results.judged_interval(claim, low, high, "said")
+    assert (found, why.startswith("said")) == (verdict, True)
+
+
 def test_less_is_the_other_way_round_and_nothing_measured_cannot_be_told():
     claim = Claim(claim="c", a="a", b="b", measure="aa", expect="less")
     made = {

@@ -71,6 +71,7 @@ class Claim:
         expect: `greater`, `less` or `close`: a against b, or a figure's last epoch against its first.
         b: label of another row; None for a figure.
         within: for `close`, how many points count as none.
+        by: for `greater` and `less`, at least how many points.
         checkpoint: `best` or `last`.
     """
 
@@ -80,6 +81,7 @@ class Claim:
     expect: str
     b: str | None = None
     within: float = 1.0
+    by: float = 0.0
     checkpoint: str = "best"
 
 

@@ -406,9 +406,14 @@ def judged_interval(claim: Claim, low: float, high: float, said: str) -> tuple[s
         if low > claim.within or high < -claim.within:
             return FAILS, f"{said}; all of it outside ±{claim.within:g}"
         return OPEN, f"{said}; part of it outside ±{claim.within:g}"
-    if low <= 0 <= high:
-        return OPEN, f"{said}; no difference could be one too"
-    return (HOLDS if (low > 0) == (claim.expect == "greater") else FAILS), said
+    if claim.expect == "less":
+        low, high = -high, -low
+    if low > claim.by:
+        return HOLDS, said
+    if high < claim.by:
+        return FAILS, said
+    least = f"less than {claim.by:g} points" if claim.by else "no difference"
+    return OPEN, f"{said}; {least} could be one too"
 
 
 def described(comparison: dict[str, Any]) -> str:
