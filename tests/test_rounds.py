@@ -15,10 +15,10 @@ from recipe_files import ENVIRONMENT, RECIPES
 from safetensors.torch import load_file
 from study_runs import fake_run
 
-from iad_ext import load_network, studies
+from iad_ext import load_network, settings, studies
 from iad_ext.backbones import create_network, save_network
 from iad_ext.plan import Plan
-from iad_ext.studies import overrides, rounds
+from iad_ext.studies import overrides, rounds, runner
 from iad_ext.studies.runner import Outcome, has_results, is_finished
 
 ROOT = RECIPES.parent
@@ -95,6 +95,17 @@ def test_a_bundle_is_in_parts_and_a_damaged_one_is_refused(in_folder, monkeypatc
     assert not Path("elsewhere").exists()
 
 
+def test_parts_are_below_15_million_bytes(in_folder):
+    """What carries them back may count in either unit."""
+    grid = grid_of(only=("AT",))
+    fake_run(grid.cells[0], 0.5)
+    (grid.cells[0].folder / "history.jsonl").write_bytes(bytes(31_000_000))
+    packed = rounds.pack(grid.cells, Path("runs"), Path("back"), most=2**30, have={}, all_networks=True)
+    sizes = [part.stat().st_size for part in packed.parts]
+    assert sum(sizes) > 31_000_000
+    assert max(sizes) < 15_000_000
+
+
 def test_what_would_be_too_much_is_left_out_networks_first(in_folder):
     grid = grid_of(only=("AT",))
     fake_run(grid.cells[0], 0.5)
@@ -132,6 +143,47 @@ def test_originals_and_other_runs_are_left_as_they_are(in_folder, caplog):
     rounds.unpack(Path("back"), Path("runs"))
     assert (cell.folder / "results.json").read_text() == "mine"
     assert "is another run than the bundle's" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["prepare one-gpu --folder travel", "merge one-gpu --back back"])
+def test_a_folder_with_another_run_is_refused_before_anything_is_made_of_it(in_folder, capsys, command):
+    """A trial of two epochs in a cell's folder: no teacher of the next round, and never in the table."""
+    grid = grid_of(only=("AT",))
+    (cell,) = grid.cells
+    fake_run(cell, 0.5)
+    rounds.pack(grid.cells, Path("runs"), Path("back"), most=2**30, have={}, all_networks=True)
+    trial = settings.override(cell.settings, {"train.epochs": 2, "eval.aa_limit": 8})
+    (cell.folder / "settings.yaml").write_text(settings.to_yaml(trial))
+    (cell.folder / "environment.json").write_text('{"time": "another"}')
+    assert rounds.main(shlex.split(f"{command} --only AT {TINY}")) == 2
+    said = capsys.readouterr().err
+    assert f"{cell.folder} was begun with other settings" in said
+    assert "--train.epochs: 2 before, 1 now" in said
+    assert not grid.folder.exists()
+    assert not Path("travel").exists()
+
+
+def test_a_call_refuses_to_go_on_from_another_run(in_folder, doing):
+    grid = grid_of(only=("AT",))
+    (cell,) = grid.cells
+    fake_run(cell, 0.5)
+    trial = settings.override(cell.settings, {"train.epochs": 2})
+    (cell.folder / "settings.yaml").write_text(settings.to_yaml(trial))
+    with pytest.raises(ValueError, match="was begun with other settings"):
+        rounds.call(grid, carried=None, back=Path("back"), minutes=60, most=2**30, say=print)
+    assert doing == []
+    assert not Path("back").exists()
+
+
+def test_images_elsewhere_are_no_other_run(in_folder):
+    """On the machine they are in the folder that travels."""
+    (cell,) = grid_of(only=("AT",)).cells
+    fake_run(cell, 0.5)
+    there = settings.override(
+        cell.settings, {"data.path": Path("travel/data/digits"), "eval.attacks": "natural"}
+    )
+    (cell.folder / "settings.yaml").write_text(settings.to_yaml(there))
+    assert runner.begun_otherwise(cell) == []
 
 
 def test_teachers_of_what_is_not_trained_and_what_is_not_measured_travel(in_folder):
@@ -312,4 +364,4 @@ def test_two_rounds_on_two_machines_make_one_study(tmp_path):
         rows = {row["label"]: row for row in json.loads(table.read_text())["rows"]}
         assert rows["ARD (AT)"]["checkpoints"]["best"]["aa"]["n"] == 2
         assert rows["IAD-I (AT)"]["checkpoints"]["best"] == {}
-    assert max(file.stat().st_size for file in (tmp_path / "two/back").iterdir()) <= rounds.PART
+    assert max(file.stat().st_size for file in (tmp_path / "two/back").iterdir()) < 15_000_000

@@ -37,12 +37,12 @@ from iad_ext.studies import overrides, report
 from iad_ext.studies.grid import Cell, Choices, Grid, expand, measured_by, read
 from iad_ext.studies.overrides import Overrides, from_command_line
 from iad_ext.studies.results import CHECKPOINTS
-from iad_ext.studies.runner import Outcome, Runner, has_results, is_finished
+from iad_ext.studies.runner import Outcome, Runner, has_results, is_finished, refuse_others
 
 log = logging.getLogger(__name__)
 
 MEBIBYTE = 2**20
-PART = 15 * MEBIBYTE  # a part's size at most
+PART = 14 * MEBIBYTE  # a part's size at most: below 15 million bytes
 BUNDLE = "bundle.json"
 WEIGHTS = "model.safetensors"
 BEGUN = (
@@ -261,6 +261,9 @@ def call(
         minutes: that the call has.
         most: bytes that may go back.
         say: where a line of progress goes.
+
+    Raises:
+        ValueError: what came along is not whole, or a folder of the study holds another run.
     """
     until = time.monotonic() + 60 * minutes - PACKING
     root = grid.choices.root
@@ -268,6 +271,7 @@ def call(
     if carried is not None and (carried / BUNDLE).is_file():
         have = unpack(carried, root)
         say(f"carried    {len(have)} files")
+    refuse_others(grid.cells)
     try:
         _work(grid, until, say)
     finally:  # whatever went wrong, what is finished goes back
@@ -579,6 +583,7 @@ def main(words: Sequence[str]) -> int:
 def _carry_out(command: Prepare | Run | Merge, grid: Grid, words: Sequence[str]) -> None:
     most = round(command.most * MEBIBYTE)
     if isinstance(command, Prepare):
+        refuse_others(grid.cells)
         prepare(
             grid,
             command.folder,
@@ -593,6 +598,7 @@ def _carry_out(command: Prepare | Run | Merge, grid: Grid, words: Sequence[str])
     else:
         for back in command.back:
             print(f"merged     {len(unpack(back, grid.choices.root))} files of {back}")
+        refuse_others(grid.cells)
         report(grid)
         print(f"table      {grid.folder / 'table.md'}")
     for line in remaining(grid):
