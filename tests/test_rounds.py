@@ -8,16 +8,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import torch
 from recipe_files import ENVIRONMENT, RECIPES
+from safetensors import safe_open
 from safetensors.torch import load_file
 from study_runs import fake_run
 
 from iad_ext import load_network, settings, studies
 from iad_ext.backbones import create_network, save_network
-from iad_ext.plan import Plan
+from iad_ext.evaluation import gallery
+from iad_ext.plan import Plan, load_data
 from iad_ext.studies import overrides, rounds, runner
 from iad_ext.studies.runner import Outcome, has_results, is_finished
 
@@ -28,8 +31,11 @@ TINY = (
 )
 
 
-def grid_of(only=(), root=Path("runs")):
-    _, given = overrides.from_command_line(shlex.split(TINY))
+NO_AA = TINY.replace(",aa", "")
+
+
+def grid_of(only=(), root=Path("runs"), line=TINY):
+    _, given = overrides.from_command_line(shlex.split(line))
     data = (given["all"].pop("data.name"),)
     return studies.expand(
         studies.read("one-gpu"), studies.Choices(settings=given, data=data, only=only, root=root)
@@ -192,8 +198,25 @@ def test_teachers_of_what_is_not_trained_and_what_is_not_measured_travel(in_fold
     for cell in (at, st):
         fake_run(cell, 0.5)
     fake_run(rounds.measured_by(ard, ("natural",)), 0.5)
-    wanted = set(rounds.networks_wanted(grid.cells))
-    assert wanted == {at.folder / "best", st.folder / "best", ard.folder / "best", ard.folder / "last"}
+    wanted = list(rounds.networks_wanted(grid.cells))
+    assert wanted == [at.folder / "best", st.folder / "best", ard.folder / "best", ard.folder / "last"]
+
+
+def test_teachers_go_before_networks_that_are_only_measured(in_folder):
+    """An AT that is not measured yet needs its last network less than AKD2 needs its second teacher."""
+    at, st, _ = cells = grid_of(only=("AKD2 (AT)", "AT")).cells
+    fake_run(rounds.measured_by(at, ("natural",)), 0.5)
+    fake_run(st, 0.5)
+    wanted = list(rounds.networks_wanted(cells))
+    assert wanted == [at.folder / "best", st.folder / "best", at.folder / "last"]
+
+
+def test_the_teacher_of_what_is_measured_travels_last_for_its_gallery(in_folder):
+    at, ard = cells = grid_of(only=("ARD (AT)",)).cells
+    fake_run(at, 0.5)
+    fake_run(rounds.measured_by(ard, ("natural",)), 0.5)
+    wanted = list(rounds.networks_wanted(cells))
+    assert wanted == [ard.folder / "best", ard.folder / "last", at.folder / "best"]
 
 
 def test_a_teacher_that_is_too_large_to_travel_is_trained_again_there(in_folder, capsys):
@@ -240,6 +263,112 @@ def test_the_time_that_a_run_needs_follows_from_another_s(in_folder):
     }
     for cell in (ard, iad):
         assert rounds.seconds_needed(cell, grid.cells) == pytest.approx(expected[cell.recipe], rel=0.01)
+
+
+def trained(cell, *, seed=0):
+    """A run that is trained and not measured, best and last of different epochs."""
+    fake_run(rounds.measured_by(cell, ("natural",)), 0.5)
+    with_networks(cell, seed=seed)
+    save_network(
+        create_network("cifar_resnet8", num_classes=10, seed=seed + 1), cell.folder / "last", metadata={}
+    )
+
+
+def test_a_run_is_measured_with_the_images_that_its_page_shows(in_folder):
+    """As its recipe would: of the best network, with the teacher's trust."""
+    teacher, student = grid_of(only=("ARD (AT)",), line=NO_AA).cells
+    trained(teacher, seed=5)
+    trained(student)
+    rounds.measure(student)
+    with safe_open(student.folder / "gallery.safetensors", "pt") as held:
+        assert json.loads(held.metadata()["about"])["network"] == "best"
+        trust = held.get_tensor("distrusted/trust")
+    assert {"gallery.safetensors"} <= {
+        file.name for file in rounds._files_wanted([student], all_networks=False)
+    }
+    images = load_data(student.settings).test
+    kept = gallery.pick(
+        rounds.rounded(load_network(student.folder / "best")),
+        images.images,
+        images.labels,
+        teacher=rounds.rounded(load_network(teacher.folder / "best")),
+        eps=student.settings.eval.eps,
+        batch_size=student.settings.eval.batch_size,
+    )
+    assert torch.equal(trust, kept["distrusted/trust"])
+
+
+def test_without_its_teacher_a_run_has_its_worst_images(in_folder):
+    teacher, student = grid_of(only=("ARD (AT)",), line=NO_AA).cells
+    trained(teacher)
+    trained(student)
+    shutil.rmtree(teacher.folder / "best")
+    rounds.measure(student)
+    groups = {name.partition("/")[0] for name in load_file(student.folder / "gallery.safetensors")}
+    assert groups == {"worst"}
+
+
+def test_merging_makes_a_page_of_every_run_and_the_study_s_leads_to_it(in_folder):
+    grid = grid_of(only=("AT",))
+    (cell,) = grid.cells
+    fake_run(cell, 0.5)
+    (cell.folder / "settings.yaml").write_text(settings.to_yaml(cell.settings))
+    rounds.pack(grid.cells, Path("runs"), Path("back"), most=2**30, have={}, all_networks=True)
+    shutil.rmtree("runs")
+    assert rounds.main(shlex.split(f"merge one-gpu --back back --only AT {TINY}")) == 0
+    assert "AT on digits" in (cell.folder / "report.html").read_text()
+    link = quote(os.path.relpath(cell.folder / "report.html", grid.folder))
+    assert f'href="{link}"' in (grid.folder / "report.html").read_text()
+
+
+def test_one_network_is_measured_where_the_other_is_not(in_folder):
+    """What the two calls find is what one call with both networks finds."""
+    (cell,) = grid_of(only=("AT",), line=NO_AA).cells
+    trained(cell)
+    shutil.copytree("runs", "both")
+    shutil.move(cell.folder / "last", "last")
+    rounds.measure(cell)
+    results = json.loads((cell.folder / "results.json").read_text())
+    assert "pgd20" in results["best"]
+    assert "last" not in results  # what its training said of it is no part of this measurement
+    assert not is_finished(cell)
+    assert rounds.left_to_measure(cell) == ["last"]
+    assert set(rounds.networks_wanted([cell])) == {cell.folder / "last"}
+    assert list(rounds.remaining(grid_of(only=("AT",), line=NO_AA))) == [
+        f"to measure {cell.folder} (last: the network is not here)"
+    ]
+    shutil.move(cell.folder / "best", "best")
+    shutil.move("last", cell.folder / "last")
+    rounds.measure(cell)
+    assert is_finished(cell)
+    apart = json.loads((cell.folder / "results.json").read_text())
+    flags = load_file(cell.folder / "robust.safetensors")
+    (together,) = grid_of(only=("AT",), line=NO_AA, root=Path("both")).cells
+    rounds.measure(together)
+    whole = json.loads((together.folder / "results.json").read_text())
+    for which in ("best", "last"):
+        assert {name: apart[which][name] for name in ("natural", "pgd20", "n")} == {
+            name: whole[which][name] for name in ("natural", "pgd20", "n")
+        }
+    expected = load_file(together.folder / "robust.safetensors")
+    assert flags.keys() == expected.keys()
+    assert all(torch.equal(flags[name], expected[name]) for name in flags)
+    assert apart["evaluation"] == whole["evaluation"]
+
+
+def test_a_last_network_that_is_the_best_is_measured_and_travels_once(in_folder, monkeypatch):
+    (cell,) = grid_of(only=("AT",), line=NO_AA).cells
+    fake_run(rounds.measured_by(cell, ("natural",)), 0.5, epochs=1)
+    with_networks(cell)
+    assert list(rounds.networks_wanted([cell])) == [cell.folder / "best"]
+    times = []
+    measured = rounds.run_.measure
+    monkeypatch.setattr(rounds.run_, "measure", lambda *a, **k: times.append(1) or measured(*a, **k))
+    rounds.measure(cell)
+    assert len(times) == 1
+    assert is_finished(cell)
+    results = json.loads((cell.folder / "results.json").read_text())
+    assert results["best"] == results["last"]
 
 
 @pytest.fixture
@@ -363,5 +492,7 @@ def test_two_rounds_on_two_machines_make_one_study(tmp_path):
         (table,) = Path("runs/studies").glob("one-gpu-*/study.json")
         rows = {row["label"]: row for row in json.loads(table.read_text())["rows"]}
         assert rows["ARD (AT)"]["checkpoints"]["best"]["aa"]["n"] == 2
+        assert "distrusted/images" in load_file(student.folder / "gallery.safetensors")
+        assert "Most distrusted images" in (student.folder / "report.html").read_text()
         assert rows["IAD-I (AT)"]["checkpoints"]["best"] == {}
     assert max(file.stat().st_size for file in (tmp_path / "two/back").iterdir()) < 15_000_000

@@ -6,6 +6,7 @@ that it makes no difference where. A run that does not end in its call goes on i
 has it, and is begun again where it does not.
 """
 
+import dataclasses
 import hashlib
 import io
 import logging
@@ -31,7 +32,9 @@ from tyro.conf import Positional, UseAppendAction, subcommand
 from iad_ext import checkpoint, files, provenance
 from iad_ext import run as run_
 from iad_ext.backbones import load_network
+from iad_ext.evaluation import gallery
 from iad_ext.plan import Plan, load_data
+from iad_ext.settings import override
 from iad_ext.signals import Interrupted, Stop
 from iad_ext.studies import overrides, report
 from iad_ext.studies.grid import Cell, Choices, Grid, expand, measured_by, read
@@ -56,6 +59,7 @@ SMALL = (
     "history.jsonl",
     "results.json",
     "robust.safetensors",
+    "gallery.safetensors",
 )
 PACKING = 20.0  # seconds kept for it at a call's end
 STARTING = 60.0  # seconds of a run beside its epochs: start, validation of the teachers, natural accuracy
@@ -111,15 +115,18 @@ class Packed:
 
 
 def networks_wanted(cells: Sequence[Cell]) -> Iterator[Path]:
-    """Networks that the next call needs: teachers of what is not trained, and what is not measured."""
-    teachers = {folder for cell in cells if not has_results(cell.folder) for folder in cell.needs}
-    for cell in cells:
-        if not has_results(cell.folder):
-            continue
-        measured = is_finished(cell) or not cell.labels
-        for which in CHECKPOINTS:
-            if (which == "best" and cell.folder in teachers) or not measured:
-                yield cell.folder / which
+    """Networks that the next call needs, in the order of their worth.
+
+    First come teachers of what is not trained, then what is not measured, then its teachers, whom its gallery asks.
+    """
+    trained = [cell for cell in cells if has_results(cell.folder)]
+    needed = {folder for cell in cells if not has_results(cell.folder) for folder in cell.needs}
+    unmeasured = [(cell, left) for cell in trained if (left := left_to_measure(cell))]
+    asked = {_teacher_of(cell) for cell, left in unmeasured if _asked(cell)[0] in left}
+    wanted = [cell.folder / "best" for cell in trained if cell.folder in needed]
+    wanted += [_network_of(cell, which) for cell, left in unmeasured for which in left]
+    wanted += [cell.folder / "best" for cell in trained if cell.folder in asked]
+    yield from dict.fromkeys(wanted)
 
 
 def pack(
@@ -295,11 +302,7 @@ def _work(grid: Grid, until: float, say: Callable[[str], None]) -> None:
             and all(map(has_results, cell.needs))
         ]
         fitting = [cell for cell in ready if seconds_needed(cell, grid.cells) <= left]
-        unmeasured = [
-            cell
-            for cell in grid.cells
-            if cell.labels and has_results(cell.folder) and not is_finished(cell) and _has_networks(cell)
-        ]
+        unmeasured = [cell for cell in grid.cells if _measurable(cell)]
         if not fitting and unmeasured:
             try:
                 _measure_all(unmeasured, until, say)
@@ -332,8 +335,36 @@ def seconds_needed(cell: Cell, cells: Sequence[Cell]) -> float:
     return MARGIN * max(rates) * passes * epochs + STARTING
 
 
-def _has_networks(cell: Cell) -> bool:
-    return all((cell.folder / which / WEIGHTS).is_file() for which in cell.settings.eval.of.split(","))
+def left_to_measure(cell: Cell) -> list[str]:
+    """The checkpoints of a trained run that are not measured as its study wants."""
+    if not cell.labels or not has_results(cell.folder):
+        return []
+    return [which for which in _asked(cell) if not is_finished(_of_checkpoint(cell, which))]
+
+
+def _asked(cell: Cell) -> list[str]:
+    return cell.settings.eval.of.split(",")
+
+
+def _of_checkpoint(cell: Cell, which: str) -> Cell:
+    """The same run, measured by one checkpoint."""
+    return dataclasses.replace(cell, settings=override(cell.settings, {"eval.of": which}))
+
+
+def _network_of(cell: Cell, which: str) -> Path:
+    """The folder of a checkpoint's network; where the last epoch was the best, `last` is `best`."""
+    epochs = run_.read_results(cell.folder)["epochs"]
+    return cell.folder / ("best" if epochs[which] == epochs["best"] else which)
+
+
+def _measurable(cell: Cell) -> list[str]:
+    """Of what is left to measure, the checkpoints whose networks are here."""
+    return [which for which in left_to_measure(cell) if (_network_of(cell, which) / WEIGHTS).is_file()]
+
+
+def _teacher_of(cell: Cell) -> Path | None:
+    """The run folder of T_at; None where there is none, or it is no run of the study."""
+    return next((folder for folder in cell.needs if str(folder) == cell.settings.teacher), None)
 
 
 def _measure_all(cells: Sequence[Cell], until: float, say: Callable[[str], None]) -> None:
@@ -350,34 +381,57 @@ def _measure_all(cells: Sequence[Cell], until: float, say: Callable[[str], None]
 
 
 def measure(cell: Cell, after_batch: Callable[[], object] | None = None) -> None:
-    """Measure a trained run by all that its study wants, from its networks as they travel.
+    """Measure a trained run by all that its study wants, from those of its networks that are here, as they travel.
 
     Raises:
         Interrupted: whatever `after_batch` raises; what is measured is kept, and the same call goes on.
     """
-    folder, settings = cell.folder, cell.settings
-    results = run_.read_results(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    test = load_data(settings).test
-    flags: dict[str, torch.Tensor] = {}
-    measured: dict[str, dict[str, Any]] = {}
-    for which in settings.eval.of.split(","):
-        epochs = results["epochs"]
-        if which == "last" and "best" in measured and epochs["best"] == epochs["last"]:
-            measured[which] = measured["best"]
-        else:
-            network = rounded(load_network(folder / which)).to(device)
-            measured[which] = run_.measure(network, test, settings, folder=folder, after_batch=after_batch)
-        found = measured[which]
+    splits = load_data(cell.settings)
+    left = _measurable(cell)
+    for source in dict.fromkeys(_network_of(cell, which) for which in left):
+        network = rounded(load_network(source)).to(device)
+        found = run_.measure(network, splits.test, cell.settings, folder=cell.folder, after_batch=after_batch)
+        checkpoints = [which for which in left if _network_of(cell, which) == source]
+        if gallery.ATTACK in cell.attacks and _asked(cell)[0] in checkpoints:
+            run_.keep_gallery(
+                network,
+                splits,
+                cell.settings,
+                teacher=_load_teacher(cell, device),
+                folder=cell.folder,
+                which=_asked(cell)[0],
+                after_batch=after_batch,
+            )
+        _take_in(cell, checkpoints, found)
+
+
+def _load_teacher(cell: Cell, device: torch.device) -> nn.Module | None:
+    folder = _teacher_of(cell)
+    if folder is None or not (folder / "best" / WEIGHTS).is_file():
+        return None
+    return rounded(load_network(folder / "best")).to(device).requires_grad_(False)
+
+
+def _take_in(cell: Cell, checkpoints: Sequence[str], found: Mapping[str, Any]) -> None:
+    """Put what one network was found to be into the run's results, beside the checkpoints that are measured already."""
+    folder, left = cell.folder, left_to_measure(cell)
+    before = [which for which in _asked(cell) if which not in left]
+    held = load_file(folder / "robust.safetensors") if before else {}
+    flags = {name: robust for name, robust in held.items() if name.partition("/")[0] in before}
+    results = run_.read_results(folder)
+    for which in set(CHECKPOINTS) - set(before):  # not as the study wants it
+        results.pop(which, None)
+    for which in checkpoints:
         flags |= {f"{which}/{attack}": robust.to(torch.uint8) for attack, robust in found["robust"].items()}
         results[which] = {key: value for key, value in found.items() if key != "robust"}
-    held = save(flags)
+    of = [which for which in _asked(cell) if which in (*before, *checkpoints)]
     results |= {
-        "evaluation": {**results["evaluation"], **vars(settings.eval)},
+        "evaluation": {**results["evaluation"], **vars(cell.settings.eval), "of": ",".join(of)},
         "weights": "rounded to half precision",
     }
+    files.write_whole(folder / "robust.safetensors", save(flags))
     files.write_json(folder / "results.json", results)
-    files.write_whole(folder / "robust.safetensors", held)
     sums = {name: checkpoint.sha256(folder / name) for name in run_.RESULT_FILES}
     line = {"event": "measured", "time": provenance.now(), "weights": results["weights"], "files": sums}
     checkpoint.append_line(folder / "history.jsonl", line)
@@ -489,8 +543,10 @@ def remaining(grid: Grid) -> Iterator[str]:
         if not has_results(cell.folder):
             seconds += seconds_needed(cell, grid.cells)
             yield f"to train   {cell.folder}"
-        elif cell.labels and not is_finished(cell):
-            yield f"to measure {cell.folder}"
+        elif left := left_to_measure(cell):
+            lacking = [which for which in left if which not in _measurable(cell)]
+            said = f" ({' and '.join(lacking)}: the network is not here)" if lacking else ""
+            yield f"to measure {cell.folder}{said}"
     if seconds:
         yield f"training   about {math.ceil(seconds / 60)} minutes are left"
 
@@ -599,6 +655,8 @@ def _carry_out(command: Prepare | Run | Merge, grid: Grid, words: Sequence[str])
         for back in command.back:
             print(f"merged     {len(unpack(back, grid.choices.root))} files of {back}")
         refuse_others(grid.cells)
+        for cell in filter(lambda cell: has_results(cell.folder), grid.cells):
+            run_.write_report(cell.folder)  # before the study's page, which leads to them
         report(grid)
         print(f"table      {grid.folder / 'table.md'}")
     for line in remaining(grid):
