@@ -500,6 +500,7 @@ class Run:
                 "pgd10": robust,
                 "n": len(self.validation),
                 "source": self.assets.sources[role],
+                "digest": self.assets.digests[role],
             }
             _say_fact(
                 role.replace("_", " "),

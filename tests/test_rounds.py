@@ -21,6 +21,7 @@ from iad_ext import load_network, settings, studies
 from iad_ext.backbones import create_network, save_network
 from iad_ext.evaluation import gallery
 from iad_ext.plan import Plan, load_data
+from iad_ext.provenance import digest
 from iad_ext.studies import overrides, rounds, runner
 from iad_ext.studies.runner import Outcome, has_results, is_finished
 
@@ -49,6 +50,15 @@ def with_networks(cell, *, seed=0):
         )
 
 
+def trained(cell, *, seed=0):
+    """A run that is trained and not measured, best and last of different epochs."""
+    fake_run(rounds.measured_by(cell, ("natural",)), 0.5)
+    with_networks(cell, seed=seed)
+    save_network(
+        create_network("cifar_resnet8", num_classes=10, seed=seed + 1), cell.folder / "last", metadata={}
+    )
+
+
 @pytest.fixture
 def in_folder(tmp_path):
     with contextlib.chdir(tmp_path):
@@ -75,6 +85,20 @@ def test_weights_travel_in_half_precision_and_come_out_as_they_are_measured(tmp_
     again = load_file(tmp_path / "half/model.safetensors")
     (tmp_path / "twice").write_bytes(rounds.in_half(tmp_path / "half/model.safetensors"))
     assert all(torch.equal(tensor, load_file(tmp_path / "twice")[name]) for name, tensor in again.items())
+
+
+@pytest.mark.parametrize("content", [b"", b"a", b"ab", b"abc", bytes(range(256)) * 3])
+def test_what_is_squeezed_comes_out_as_it_was(content):
+    assert rounds.unsqueezed(rounds.squeezed(content)) == content
+
+
+def test_two_networks_of_the_study_fit_into_what_is_carried(tmp_path):
+    """AKD2's two teachers, or the best and the last of a run that is not measured; 3 MiB are for everything else."""
+    save_network(create_network("cifar_resnet18", num_classes=10, seed=0), tmp_path, metadata={})
+    content = rounds.in_half(tmp_path / "model.safetensors")
+    travels = rounds.squeezed(content)
+    assert rounds.unsqueezed(travels) == content
+    assert 2 * len(travels) < (rounds.Prepare.carry - 3) * rounds.MEBIBYTE < 2 * len(content)
 
 
 def test_a_bundle_is_in_parts_and_a_damaged_one_is_refused(in_folder, monkeypatch):
@@ -234,6 +258,44 @@ def test_a_teacher_that_is_too_large_to_travel_is_trained_again_there(in_folder,
         assert load_network(grid.cells[0].folder).num_classes == 10
 
 
+def test_prepare_says_which_networks_it_leaves_behind(in_folder, capsys):
+    (cell,) = grid_of(only=("AT",)).cells
+    trained(cell)
+    size = len(rounds.squeezed(rounds.in_half(cell.folder / "best/model.safetensors")))
+    line = f"prepare one-gpu --folder travel --only AT --carry {1.6 * size / rounds.MEBIBYTE} {TINY}"
+    assert rounds.main(shlex.split(line)) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+    where = cell.folder.relative_to("runs")
+    assert [line.partition(": ")[0] for line in said] == [f"left out   {where}/last/model.safetensors"]
+
+
+@pytest.mark.parametrize("stored", ["whole", "as it travelled"])
+def test_merge_says_whose_teacher_is_not_the_stored_one(in_folder, capsys, stored):
+    """AKD2's second teacher was trained again on another machine: its student is not the stored one's."""
+    at, st, akd2 = cells = grid_of(only=("AKD2 (AT)",)).cells
+    for seed, cell in enumerate(cells):
+        fake_run(cell, 0.5)
+        with_networks(cell, seed=seed)
+    digests = {}
+    for role, cell in (("teacher", at), ("natural_teacher", st)):
+        network = rounds.rounded(load_network(cell.folder / "best"))
+        digests[role] = {"digest": digest(network.state_dict())}
+        if stored == "as it travelled":
+            rounds.round_kept(cell)
+
+    def merged(teachers):
+        environment = json.loads((akd2.folder / "environment.json").read_text())
+        (akd2.folder / "environment.json").write_text(json.dumps(environment | {"teachers": teachers}))
+        rounds.pack([], Path("runs"), Path("back"), most=2**30, have={}, all_networks=True)
+        assert rounds.main(shlex.split(f"merge one-gpu --back back --only AKD2* {TINY}")) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("other ")]
+
+    assert merged(digests) == []
+    (said,) = merged(digests | {"natural_teacher": {"digest": "0" * 64}})
+    assert f"{akd2.folder} was taught by another network than {st.folder / 'best'}" in said
+    assert merged({}) == []  # of an earlier version, whose runs do not say
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -263,15 +325,6 @@ def test_the_time_that_a_run_needs_follows_from_another_s(in_folder):
     }
     for cell in (ard, iad):
         assert rounds.seconds_needed(cell, grid.cells) == pytest.approx(expected[cell.recipe], rel=0.01)
-
-
-def trained(cell, *, seed=0):
-    """A run that is trained and not measured, best and last of different epochs."""
-    fake_run(rounds.measured_by(cell, ("natural",)), 0.5)
-    with_networks(cell, seed=seed)
-    save_network(
-        create_network("cifar_resnet8", num_classes=10, seed=seed + 1), cell.folder / "last", metadata={}
-    )
 
 
 def test_a_run_is_measured_with_the_images_that_its_page_shows(in_folder):
@@ -406,6 +459,10 @@ def test_a_call_trains_what_fits_and_measures_in_what_is_left(in_folder, doing):
         f"{method}_resnet18" for method in methods if method != "st"
     }
     assert all(is_finished(cell) for cell in grid.cells if cell.labels)
+    # students of this call have the teacher that those of later ones will have
+    for which in ("best", "last"):
+        held = load_file(grid.cells[0].folder / which / "model.safetensors")
+        assert {tensor.dtype for tensor in held.values() if tensor.ndim >= 2} == {torch.float16}
 
 
 def test_where_nothing_fits_it_measures_first(in_folder, doing):
@@ -492,6 +549,9 @@ def test_two_rounds_on_two_machines_make_one_study(tmp_path):
         (table,) = Path("runs/studies").glob("one-gpu-*/study.json")
         rows = {row["label"]: row for row in json.loads(table.read_text())["rows"]}
         assert rows["ARD (AT)"]["checkpoints"]["best"]["aa"]["n"] == 2
+        taught_by = json.loads((student.folder / "environment.json").read_text())["teachers"]["teacher"]
+        stored = load_network(grid.cells[0].folder / "best").state_dict()
+        assert taught_by["digest"] == digest(stored)
         assert "distrusted/images" in load_file(student.folder / "gallery.safetensors")
         assert "Most distrusted images" in (student.folder / "report.html").read_text()
         assert rows["IAD-I (AT)"]["checkpoints"]["best"] == {}

@@ -1,9 +1,9 @@
 """A study on a GPU machine without a network, lent for minutes at a time: what goes there, runs there, comes back.
 
 Every call is whole in itself: it unpacks what it is given, trains what fits in its time, measures in what is left, and
-packs what is new into files of limited size. Networks travel in half precision, and are measured as they travel, so
-that it makes no difference where. A run that does not end in its call goes on in the next one where the machine still
-has it, and is begun again where it does not.
+packs what is new into files of limited size. Networks travel in half precision, and teach and are measured as they
+travel, so that it makes no difference where. A run that does not end in its call goes on in the next one where the
+machine still has it, and is begun again where it does not.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import statistics
 import sys
 import tarfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ MEBIBYTE = 2**20
 PART = 14 * MEBIBYTE  # a part's size at most: below 15 million bytes
 BUNDLE = "bundle.json"
 WEIGHTS = "model.safetensors"
+SQUEEZED = ".z"  # a bundle's networks end in it
 BEGUN = (
     "environment.json"  # says when and where a run was begun: what tells it from another one of its settings
 )
@@ -92,6 +94,26 @@ def in_half(file: Path) -> bytes:
 def _travels_in_half(tensor: torch.Tensor) -> bool:
     """Weights, not BatchNorm's vectors: they are small, and variances do not fit half precision's range."""
     return tensor.ndim >= 2 and tensor.dtype == torch.float32
+
+
+def squeezed(content: bytes) -> bytes:
+    """Compress a network's file without loss, to 0.86 of it: of two bytes one is an exponent, like the others."""
+    return zlib.compress(content[::2] + content[1::2], level=1)
+
+
+def unsqueezed(content: bytes) -> bytes:
+    """What `squeezed` was given."""
+    apart = zlib.decompress(content)
+    whole, half = bytearray(len(apart)), -(-len(apart) // 2)
+    whole[::2], whole[1::2] = apart[:half], apart[half:]
+    return bytes(whole)
+
+
+def round_kept(cell: Cell) -> None:
+    """Round a trained run's networks where they lie: its students have one teacher, whichever machine they are on."""
+    for which in CHECKPOINTS:
+        file = cell.folder / which / WEIGHTS
+        files.write_whole(file, in_half(file))
 
 
 # ------------------------------------------------------------------------------------------- bundles
@@ -143,22 +165,24 @@ def pack(
         all_networks: the best networks of measured runs too, after those that are needed, as far as they fit.
     """
     into.mkdir(parents=True, exist_ok=True)
-    taken: dict[str, bytes] = {}
+    sums: dict[str, str] = {}
+    entries: dict[str, bytes] = {}
     left_out = []
     size = 0
     for file in _files_wanted(cells, all_networks=all_networks):
-        name = str(file.relative_to(root))
-        content = file.read_bytes()
+        name = entry = str(file.relative_to(root))
+        content = travels = file.read_bytes()
         if have.get(name) == _sha256(content):
             continue
         if file.name == WEIGHTS:
             content = in_half(file)
-        if size + len(content) + 2048 > most:
+            entry, travels = name + SQUEEZED, squeezed(content)
+        if size + len(travels) + 2048 > most:
             left_out.append(name)
             continue
-        taken[name] = content
-        size += len(content) + 2048  # tar's header and padding
-    tarred = _tar(taken)
+        sums[name], entries[entry] = _sha256(content), travels
+        size += len(travels) + 2048  # tar's header and padding
+    tarred = _tar(entries)
     parts = []
     for number, start in enumerate(range(0, len(tarred), PART)):
         part = into / f"bundle-{number:02d}.part"
@@ -166,10 +190,10 @@ def pack(
         parts.append(part)
     about = {
         "parts": {part.name: _sha256(part.read_bytes()) for part in parts},
-        "files": {name: _sha256(content) for name, content in taken.items()},
+        "files": sums,
     }
     files.write_json(into / BUNDLE, about)
-    return Packed(tuple(taken), tuple(parts), len(tarred), tuple(left_out))
+    return Packed(tuple(sums), tuple(parts), len(tarred), tuple(left_out))
 
 
 def _files_wanted(cells: Sequence[Cell], *, all_networks: bool) -> Iterator[Path]:
@@ -229,11 +253,14 @@ def unpack(bundle: Path, root: Path) -> dict[str, str]:
         for folder in others:
             log.warning("%s is another run than the bundle's; it is left as it is", folder)
         for entry in archive:
-            file = root / entry.name
+            file = root / entry.name.removesuffix(SQUEEZED)
             if {file.parent, file.parent.parent} & others:
                 continue
             if not (file.exists() and file.name in (WEIGHTS, "config.json")):
                 archive.extract(entry, root, filter="data")
+                if entry.name.endswith(SQUEEZED):
+                    files.write_whole(file, unsqueezed((root / entry.name).read_bytes()))
+                    (root / entry.name).unlink()
     found: dict[str, str] = about["files"]
     return found
 
@@ -285,9 +312,13 @@ def call(
         packed = pack(grid.cells, root, back, most=most, have=have, all_networks=True)
         mib = packed.size / MEBIBYTE
         say(f"packed     {len(packed.files)} files, {mib:.1f} MiB in {len(packed.parts)} parts")
-        for name in packed.left_out:
-            say(f"left out   {name}: it would be more than {most / MEBIBYTE:.0f} MiB")
+        _say_left_out(packed, most, say)
     return packed
+
+
+def _say_left_out(packed: Packed, most: int, say: Callable[[str], None]) -> None:
+    for name in packed.left_out:
+        say(f"left out   {name}: it would be more than {most / MEBIBYTE:g} MiB")
 
 
 def _work(grid: Grid, until: float, say: Callable[[str], None]) -> None:
@@ -315,6 +346,8 @@ def _work(grid: Grid, until: float, say: Callable[[str], None]) -> None:
         cell = (fitting or ready)[0]
         outcome: Outcome = Runner([measured_by(cell, ("natural",))], budget=left, say=say).run()
         failed |= outcome.failed.keys()
+        for trained in outcome.finished:
+            round_kept(trained)
         if outcome.stopped:
             return
 
@@ -514,6 +547,7 @@ def prepare(
     )
     (folder / "round.sh").write_text(script, encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    _say_left_out(packed, carry, say)
     say(f"prepared   {folder}: {size / MEBIBYTE:.1f} MiB, {len(packed.files)} files of finished runs")
     return size
 
@@ -534,6 +568,35 @@ def _pack_whole_teachers(grid: Grid, folder: Path, carry: int, say: Callable[[st
             part.unlink()
         cells.remove(lacking[-1])
         say(f"too large  {lacking[-1].folder}: it is trained again there")
+
+
+def taught_otherwise(grid: Grid) -> Iterator[str]:
+    """A line for every student whose teacher was another network than the one that is stored, a later one perhaps."""
+    stored: dict[Path, set[str]] = {}
+    for cell in grid.cells:
+        for role in ("teacher", "natural_teacher"):
+            folder = next((one for one in cell.needs if str(one) == getattr(cell.settings, role)), None)
+            taught_by = _digest_of_teacher(cell.folder, role)
+            if folder is None or taught_by is None or not (folder / "best" / WEIGHTS).is_file():
+                continue
+            if folder not in stored:
+                network = load_network(folder / "best")
+                whole = provenance.digest(network.state_dict())
+                stored[folder] = {whole, provenance.digest(rounded(network).state_dict())}
+            if taught_by not in stored[folder]:
+                yield (
+                    f"other      {cell.folder} was taught by another network than {folder / 'best'}; to have it taught "
+                    "by that one, remove its folder"
+                )
+
+
+def _digest_of_teacher(folder: Path, role: str) -> str | None:
+    """The SHA-256 of the network that taught a run, as `provenance.digest` has it; None where it is not known."""
+    try:
+        found = files.read_json(folder / BEGUN)["teachers"][role]["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(found)
 
 
 def remaining(grid: Grid) -> Iterator[str]:
@@ -659,6 +722,8 @@ def _carry_out(command: Prepare | Run | Merge, grid: Grid, words: Sequence[str])
             run_.write_report(cell.folder)  # before the study's page, which leads to them
         report(grid)
         print(f"table      {grid.folder / 'table.md'}")
+        for line in taught_otherwise(grid):
+            print(line)
     for line in remaining(grid):
         print(line)
 
