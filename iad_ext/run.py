@@ -28,7 +28,7 @@ from iad_ext.backbones import create_network, load_network, save_network, saved_
 from iad_ext.batches import Batches, batches_in_order, share
 from iad_ext.checkpoint import Checkpoint, CheckpointError
 from iad_ext.compiling import Compilation
-from iad_ext.data import ImageSet
+from iad_ext.data import ImageSet, Splits
 from iad_ext.evaluation import accuracy_under, evaluate, format_table, gallery, interval, with_autoattack
 from iad_ext.lines import titled
 from iad_ext.loop import Engine, TrainingStopped, accelerator_for
@@ -501,6 +501,7 @@ class Run:
                 "pgd10": robust,
                 "n": len(self.validation),
                 "source": self.assets.sources[role],
+                "digest": self.assets.digests[role],
             }
             _say_fact(
                 role.replace("_", " "),
@@ -810,37 +811,19 @@ class Run:
         self._note("measured", files=files_)
         self.tracking.send_results(results)
         self._show(measured, results["epochs"])
-        self._write_report()
+        write_report(self.folder)
         return results
 
     def _keep_gallery(self, which: str) -> None:
-        """Keep the worst and the most distrusted of the first test images; a run never fails by it."""
-        asked, classes = self.settings.eval, self.assets.splits.classes
-        test = self.assets.splits.test.take(slice(0, min(gallery.IMAGES, asked.limit or gallery.IMAGES)))
-        try:
-            kept = gallery.pick(
-                load_network(self.folder / which).to(self.world.device),
-                test.images,
-                test.labels,
-                teacher=self.assets.teacher,
-                eps=asked.eps,
-                seed=asked.seed,
-                batch_size=asked.batch_size,
-                after_batch=self._break_off,
-            )
-            content = gallery.as_file(kept, eps=asked.eps, n=len(test), which=which, classes=classes)
-            files.write_whole(self.folder / "gallery.safetensors", content)
-        except (ValueError, TypeError, RuntimeError, OSError) as error:
-            log.warning("no gallery of images: %s", error)
-
-    def _write_report(self) -> None:
-        """Make report.html from the folder; a report that cannot be made is a warning."""
-        try:
-            from iad_ext import report  # brings matplotlib, which training does without
-
-            say(f"report           {report.write(self.folder)}")
-        except Exception as error:  # the run is done, and worth more than its report
-            log.warning("no report (%s: %s); iad-ext report %s", type(error).__name__, error, self.folder)
+        keep_gallery(
+            load_network(self.folder / which).to(self.world.device),
+            self.assets.splits,
+            self.settings,
+            teacher=self.assets.teacher,
+            folder=self.folder,
+            which=which,
+            after_batch=self._break_off,
+        )
 
     def _measured_already(self, saved: Checkpoint | None) -> dict[str, Any] | None:
         """The results of a run that is finished and measured as asked; None where there is something to do."""
@@ -931,6 +914,56 @@ def measure(
         of_others = measured(everything.images, everything.labels, attacks=others, curve=curve)
         result = with_autoattack(of_others, result)
     return result
+
+
+def keep_gallery(
+    network: nn.Module,
+    splits: Splits,
+    settings: Settings,
+    *,
+    teacher: nn.Module | None,
+    folder: Path,
+    which: str,
+    after_batch: Callable[[], object] | None = None,
+) -> None:
+    """Keep the worst and the most distrusted of the first test images; a run never fails by it.
+
+    Args:
+        network: on the device to attack it on.
+        splits: the images and the names of their classes.
+        settings: of the run; its `eval` says how.
+        teacher: T_at, on the same device; without it nothing is distrusted.
+        folder: the run folder, where `gallery.safetensors` goes.
+        which: the checkpoint's name, `best` or `last`.
+        after_batch: see `iad_ext.evaluate`.
+    """
+    asked = settings.eval
+    test = splits.test.take(slice(0, min(gallery.IMAGES, asked.limit or gallery.IMAGES)))
+    try:
+        kept = gallery.pick(
+            network,
+            test.images,
+            test.labels,
+            teacher=teacher,
+            eps=asked.eps,
+            seed=asked.seed,
+            batch_size=asked.batch_size,
+            after_batch=after_batch,
+        )
+        content = gallery.as_file(kept, eps=asked.eps, n=len(test), which=which, classes=splits.classes)
+        files.write_whole(folder / "gallery.safetensors", content)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        log.warning("no gallery of images: %s", error)
+
+
+def write_report(folder: Path) -> None:
+    """Make a run folder's report.html; a report that cannot be made is a warning."""
+    try:
+        from iad_ext import report  # brings matplotlib, which training does without
+
+        say(f"report           {report.write(folder)}")
+    except Exception as error:  # the run is done, and worth more than its report
+        log.warning("no report (%s: %s); iad-ext report %s", type(error).__name__, error, folder)
 
 
 def _mean_and_std(images: ImageSet) -> tuple[list[float], list[float]]:

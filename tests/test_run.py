@@ -24,6 +24,7 @@ from iad_ext.compiling import Compilation
 from iad_ext.data import load_splits
 from iad_ext.loop import Engine
 from iad_ext.precision import Precision
+from iad_ext.provenance import digest
 from iad_ext.settings import from_command_line
 from iad_ext.signals import Stop
 
@@ -379,6 +380,7 @@ def test_the_teachers_accuracy_is_stated(taught, capsys):
         assert stated["natural"] == pytest.approx(expected["natural"], abs=0.01)
         assert stated["pgd10"] == pytest.approx(expected["pgd10"], abs=0.01)
         assert (stated["n"], stated["source"]) == (32, source)
+        assert stated["digest"] == digest(load_network(source).state_dict())
         assert f"{source}: natural {stated['natural']:.2f}%, PGD-10 {stated['pgd10']:.2f}%" in printed
     assert (
         json.loads((taught / "r/environment.json").read_text())["teachers"]["teacher"] == results["teacher"]

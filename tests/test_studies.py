@@ -785,7 +785,7 @@ def test_devices_are_shared_out(stubbed, monkeypatch, in_folder):
     monkeypatch.setenv("WORLD_SIZE", "1")
     grid = grid_of("table2", data=("cifar10",), only="AT,TRADES")
     run_all(grid, jobs=2, devices=("3", "5"))
-    said = {runner.log_of(cell).read_text().strip() for cell in grid.cells}
+    said = {runner.log_of(cell.folder).read_text().strip() for cell in grid.cells}
     assert said == {"on 3 None", "on 5 None"}
 
 
@@ -828,6 +828,47 @@ def test_a_share_waits_for_the_teacher_of_another(stubbed, monkeypatch, in_folde
     outcome = Runner([student], say=say).run()
     assert any("for another runner to finish runs/cifar10/at_resnet18/seed0" in line for line in said)
     assert outcome.finished == [student]
+
+
+def when_waiting(do):
+    """Says nothing, and does something once the runner waits for others."""
+    return lambda line: do() if line.startswith("waiting") else None
+
+
+def test_a_share_does_not_wait_for_a_teacher_that_failed_in_another(stubbed, monkeypatch):
+    monkeypatch.setattr(runner, "OTHERS", 0.1)
+    monkeypatch.setattr(runner, "PATIENCE", 0.2)
+    stubbed.update(at=(3, 0.0))
+    grid = grid_of("table2", data=("cifar10",), only="ARD (AT)")
+    teacher, student = grid.cells
+    said = []
+
+    def say(line):
+        said.append(line)
+        when_waiting(Runner([teacher], say=lambda line: None).run)(line)
+
+    outcome = Runner([student], budget=30, say=say).run()
+    assert outcome.stopped == ""
+    assert outcome.left == [student]
+    assert studies.exit_code([outcome]) == 3
+    given_up = [line for line in said if line.startswith("given up")]
+    assert given_up == [
+        "given up   what needs runs/cifar10/at_resnet18/seed0: it failed in another share "
+        "(all in runs/cifar10/at_resnet18/seed0.log)"
+    ]
+
+
+def test_a_teacher_that_failed_before_is_waited_for_where_another_share_tries_it_again(stubbed, monkeypatch):
+    monkeypatch.setattr(runner, "OTHERS", 0.1)
+    grid = grid_of("table2", data=("cifar10",), only="ARD (AT)")
+    teacher, student = grid.cells
+    stubbed.update(at=(3, 0.0))
+    assert Runner([teacher], say=lambda line: None).run().failed
+    assert runner.failure_of(teacher.folder).read_text() == "exit code 3\n"
+    stubbed.update(at=(0, 0.0))
+    again = when_waiting(Runner([teacher], say=lambda line: None).run)
+    assert Runner([student], budget=60, say=again).run().finished == [student]
+    assert not runner.failure_of(teacher.folder).exists()
 
 
 def test_a_cell_that_another_process_runs_is_waited_for(stubbed, monkeypatch):

@@ -1,11 +1,12 @@
 """A study on a GPU machine without a network, lent for minutes at a time: what goes there, runs there, comes back.
 
 Every call is whole in itself: it unpacks what it is given, trains what fits in its time, measures in what is left, and
-packs what is new into files of limited size. Networks travel in half precision, and are measured as they travel, so
-that it makes no difference where. A run that does not end in its call goes on in the next one where the machine still
-has it, and is begun again where it does not.
+packs what is new into files of limited size. Networks travel in half precision, and teach and are measured as they
+travel, so that it makes no difference where. A run that does not end in its call goes on in the next one where the
+machine still has it, and is begun again where it does not.
 """
 
+import dataclasses
 import hashlib
 import io
 import logging
@@ -16,6 +17,7 @@ import statistics
 import sys
 import tarfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,23 +30,26 @@ from safetensors.torch import load_file, save
 from torch import nn
 from tyro.conf import Positional, UseAppendAction, subcommand
 
-from iad_ext import checkpoint, files, provenance
+from iad_ext import checkpoint, files, names, provenance
 from iad_ext import run as run_
 from iad_ext.backbones import load_network
+from iad_ext.evaluation import gallery
 from iad_ext.plan import Plan, load_data
+from iad_ext.settings import override
 from iad_ext.signals import Interrupted, Stop
 from iad_ext.studies import overrides, report
 from iad_ext.studies.grid import Cell, Choices, Grid, expand, measured_by, read
 from iad_ext.studies.overrides import Overrides, from_command_line
 from iad_ext.studies.results import CHECKPOINTS
-from iad_ext.studies.runner import Outcome, Runner, has_results, is_finished
+from iad_ext.studies.runner import Outcome, Runner, has_results, is_finished, refuse_others
 
 log = logging.getLogger(__name__)
 
 MEBIBYTE = 2**20
-PART = 15 * MEBIBYTE  # a part's size at most
+PART = 14 * MEBIBYTE  # a part's size at most: below 15 million bytes
 BUNDLE = "bundle.json"
 WEIGHTS = "model.safetensors"
+SQUEEZED = ".z"  # a bundle's networks end in it
 BEGUN = (
     "environment.json"  # says when and where a run was begun: what tells it from another one of its settings
 )
@@ -56,6 +61,7 @@ SMALL = (
     "history.jsonl",
     "results.json",
     "robust.safetensors",
+    "gallery.safetensors",
 )
 PACKING = 20.0  # seconds kept for it at a call's end
 STARTING = 60.0  # seconds of a run beside its epochs: start, validation of the teachers, natural accuracy
@@ -90,6 +96,26 @@ def _travels_in_half(tensor: torch.Tensor) -> bool:
     return tensor.ndim >= 2 and tensor.dtype == torch.float32
 
 
+def squeezed(content: bytes) -> bytes:
+    """Compress a network's file without loss, to 0.86 of it: of two bytes one is an exponent, like the others."""
+    return zlib.compress(content[::2] + content[1::2], level=1)
+
+
+def unsqueezed(content: bytes) -> bytes:
+    """What `squeezed` was given."""
+    apart = zlib.decompress(content)
+    whole, half = bytearray(len(apart)), -(-len(apart) // 2)
+    whole[::2], whole[1::2] = apart[:half], apart[half:]
+    return bytes(whole)
+
+
+def round_kept(cell: Cell) -> None:
+    """Round a trained run's networks where they lie: its students have one teacher, whichever machine they are on."""
+    for which in CHECKPOINTS:
+        file = cell.folder / which / WEIGHTS
+        files.write_whole(file, in_half(file))
+
+
 # ------------------------------------------------------------------------------------------- bundles
 
 
@@ -111,15 +137,18 @@ class Packed:
 
 
 def networks_wanted(cells: Sequence[Cell]) -> Iterator[Path]:
-    """Networks that the next call needs: teachers of what is not trained, and what is not measured."""
-    teachers = {folder for cell in cells if not has_results(cell.folder) for folder in cell.needs}
-    for cell in cells:
-        if not has_results(cell.folder):
-            continue
-        measured = is_finished(cell) or not cell.labels
-        for which in CHECKPOINTS:
-            if (which == "best" and cell.folder in teachers) or not measured:
-                yield cell.folder / which
+    """Networks that the next call needs, in the order of their worth.
+
+    First come teachers of what is not trained, then what is not measured, then its teachers, whom its gallery asks.
+    """
+    trained = [cell for cell in cells if has_results(cell.folder)]
+    needed = {folder for cell in cells if not has_results(cell.folder) for folder in cell.needs}
+    unmeasured = [(cell, left) for cell in trained if (left := left_to_measure(cell))]
+    asked = {_teacher_of(cell) for cell, left in unmeasured if _asked(cell)[0] in left}
+    wanted = [cell.folder / "best" for cell in trained if cell.folder in needed]
+    wanted += [_network_of(cell, which) for cell, left in unmeasured for which in left]
+    wanted += [cell.folder / "best" for cell in trained if cell.folder in asked]
+    yield from dict.fromkeys(wanted)
 
 
 def pack(
@@ -136,22 +165,24 @@ def pack(
         all_networks: the best networks of measured runs too, after those that are needed, as far as they fit.
     """
     into.mkdir(parents=True, exist_ok=True)
-    taken: dict[str, bytes] = {}
+    sums: dict[str, str] = {}
+    entries: dict[str, bytes] = {}
     left_out = []
     size = 0
     for file in _files_wanted(cells, all_networks=all_networks):
-        name = str(file.relative_to(root))
-        content = file.read_bytes()
+        name = entry = str(file.relative_to(root))
+        content = travels = file.read_bytes()
         if have.get(name) == _sha256(content):
             continue
         if file.name == WEIGHTS:
             content = in_half(file)
-        if size + len(content) + 2048 > most:
+            entry, travels = name + SQUEEZED, squeezed(content)
+        if size + len(travels) + 2048 > most:
             left_out.append(name)
             continue
-        taken[name] = content
-        size += len(content) + 2048  # tar's header and padding
-    tarred = _tar(taken)
+        sums[name], entries[entry] = _sha256(content), travels
+        size += len(travels) + 2048  # tar's header and padding
+    tarred = _tar(entries)
     parts = []
     for number, start in enumerate(range(0, len(tarred), PART)):
         part = into / f"bundle-{number:02d}.part"
@@ -159,10 +190,10 @@ def pack(
         parts.append(part)
     about = {
         "parts": {part.name: _sha256(part.read_bytes()) for part in parts},
-        "files": {name: _sha256(content) for name, content in taken.items()},
+        "files": sums,
     }
     files.write_json(into / BUNDLE, about)
-    return Packed(tuple(taken), tuple(parts), len(tarred), tuple(left_out))
+    return Packed(tuple(sums), tuple(parts), len(tarred), tuple(left_out))
 
 
 def _files_wanted(cells: Sequence[Cell], *, all_networks: bool) -> Iterator[Path]:
@@ -222,11 +253,14 @@ def unpack(bundle: Path, root: Path) -> dict[str, str]:
         for folder in others:
             log.warning("%s is another run than the bundle's; it is left as it is", folder)
         for entry in archive:
-            file = root / entry.name
+            file = root / entry.name.removesuffix(SQUEEZED)
             if {file.parent, file.parent.parent} & others:
                 continue
             if not (file.exists() and file.name in (WEIGHTS, "config.json")):
                 archive.extract(entry, root, filter="data")
+                if entry.name.endswith(SQUEEZED):
+                    files.write_whole(file, unsqueezed((root / entry.name).read_bytes()))
+                    (root / entry.name).unlink()
     found: dict[str, str] = about["files"]
     return found
 
@@ -261,6 +295,9 @@ def call(
         minutes: that the call has.
         most: bytes that may go back.
         say: where a line of progress goes.
+
+    Raises:
+        ValueError: what came along is not whole, or a folder of the study holds another run.
     """
     until = time.monotonic() + 60 * minutes - PACKING
     root = grid.choices.root
@@ -268,15 +305,20 @@ def call(
     if carried is not None and (carried / BUNDLE).is_file():
         have = unpack(carried, root)
         say(f"carried    {len(have)} files")
+    refuse_others(grid.cells)
     try:
         _work(grid, until, say)
     finally:  # whatever went wrong, what is finished goes back
         packed = pack(grid.cells, root, back, most=most, have=have, all_networks=True)
         mib = packed.size / MEBIBYTE
         say(f"packed     {len(packed.files)} files, {mib:.1f} MiB in {len(packed.parts)} parts")
-        for name in packed.left_out:
-            say(f"left out   {name}: it would be more than {most / MEBIBYTE:.0f} MiB")
+        _say_left_out(packed, most, say)
     return packed
+
+
+def _say_left_out(packed: Packed, most: int, say: Callable[[str], None]) -> None:
+    for name in packed.left_out:
+        say(f"left out   {name}: it would be more than {most / MEBIBYTE:g} MiB")
 
 
 def _work(grid: Grid, until: float, say: Callable[[str], None]) -> None:
@@ -291,11 +333,7 @@ def _work(grid: Grid, until: float, say: Callable[[str], None]) -> None:
             and all(map(has_results, cell.needs))
         ]
         fitting = [cell for cell in ready if seconds_needed(cell, grid.cells) <= left]
-        unmeasured = [
-            cell
-            for cell in grid.cells
-            if cell.labels and has_results(cell.folder) and not is_finished(cell) and _has_networks(cell)
-        ]
+        unmeasured = [cell for cell in grid.cells if _measurable(cell)]
         if not fitting and unmeasured:
             try:
                 _measure_all(unmeasured, until, say)
@@ -308,6 +346,8 @@ def _work(grid: Grid, until: float, say: Callable[[str], None]) -> None:
         cell = (fitting or ready)[0]
         outcome: Outcome = Runner([measured_by(cell, ("natural",))], budget=left, say=say).run()
         failed |= outcome.failed.keys()
+        for trained in outcome.finished:
+            round_kept(trained)
         if outcome.stopped:
             return
 
@@ -328,8 +368,36 @@ def seconds_needed(cell: Cell, cells: Sequence[Cell]) -> float:
     return MARGIN * max(rates) * passes * epochs + STARTING
 
 
-def _has_networks(cell: Cell) -> bool:
-    return all((cell.folder / which / WEIGHTS).is_file() for which in cell.settings.eval.of.split(","))
+def left_to_measure(cell: Cell) -> list[str]:
+    """The checkpoints of a trained run that are not measured as its study wants."""
+    if not cell.labels or not has_results(cell.folder):
+        return []
+    return [which for which in _asked(cell) if not is_finished(_of_checkpoint(cell, which))]
+
+
+def _asked(cell: Cell) -> tuple[str, ...]:
+    return names.words(cell.settings.eval.of)
+
+
+def _of_checkpoint(cell: Cell, which: str) -> Cell:
+    """The same run, measured by one checkpoint."""
+    return dataclasses.replace(cell, settings=override(cell.settings, {"eval.of": which}))
+
+
+def _network_of(cell: Cell, which: str) -> Path:
+    """The folder of a checkpoint's network; where the last epoch was the best, `last` is `best`."""
+    epochs = run_.read_results(cell.folder)["epochs"]
+    return cell.folder / ("best" if epochs[which] == epochs["best"] else which)
+
+
+def _measurable(cell: Cell) -> list[str]:
+    """Of what is left to measure, the checkpoints whose networks are here."""
+    return [which for which in left_to_measure(cell) if (_network_of(cell, which) / WEIGHTS).is_file()]
+
+
+def _teacher_of(cell: Cell) -> Path | None:
+    """The run folder of T_at; None where there is none, or it is no run of the study."""
+    return next((folder for folder in cell.needs if str(folder) == cell.settings.teacher), None)
 
 
 def _measure_all(cells: Sequence[Cell], until: float, say: Callable[[str], None]) -> None:
@@ -346,34 +414,57 @@ def _measure_all(cells: Sequence[Cell], until: float, say: Callable[[str], None]
 
 
 def measure(cell: Cell, after_batch: Callable[[], object] | None = None) -> None:
-    """Measure a trained run by all that its study wants, from its networks as they travel.
+    """Measure a trained run by all that its study wants, from those of its networks that are here, as they travel.
 
     Raises:
         Interrupted: whatever `after_batch` raises; what is measured is kept, and the same call goes on.
     """
-    folder, settings = cell.folder, cell.settings
-    results = run_.read_results(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    test = load_data(settings).test
-    flags: dict[str, torch.Tensor] = {}
-    measured: dict[str, dict[str, Any]] = {}
-    for which in settings.eval.of.split(","):
-        epochs = results["epochs"]
-        if which == "last" and "best" in measured and epochs["best"] == epochs["last"]:
-            measured[which] = measured["best"]
-        else:
-            network = rounded(load_network(folder / which)).to(device)
-            measured[which] = run_.measure(network, test, settings, folder=folder, after_batch=after_batch)
-        found = measured[which]
+    splits = load_data(cell.settings)
+    left = _measurable(cell)
+    for source in dict.fromkeys(_network_of(cell, which) for which in left):
+        network = rounded(load_network(source)).to(device)
+        found = run_.measure(network, splits.test, cell.settings, folder=cell.folder, after_batch=after_batch)
+        checkpoints = [which for which in left if _network_of(cell, which) == source]
+        if gallery.ATTACK in cell.attacks and _asked(cell)[0] in checkpoints:
+            run_.keep_gallery(
+                network,
+                splits,
+                cell.settings,
+                teacher=_load_teacher(cell, device),
+                folder=cell.folder,
+                which=_asked(cell)[0],
+                after_batch=after_batch,
+            )
+        _take_in(cell, checkpoints, found)
+
+
+def _load_teacher(cell: Cell, device: torch.device) -> nn.Module | None:
+    folder = _teacher_of(cell)
+    if folder is None or not (folder / "best" / WEIGHTS).is_file():
+        return None
+    return rounded(load_network(folder / "best")).to(device).requires_grad_(False)
+
+
+def _take_in(cell: Cell, checkpoints: Sequence[str], found: Mapping[str, Any]) -> None:
+    """Put what one network was found to be into the run's results, beside the checkpoints that are measured already."""
+    folder, left = cell.folder, left_to_measure(cell)
+    before = [which for which in _asked(cell) if which not in left]
+    held = load_file(folder / "robust.safetensors") if before else {}
+    flags = {name: robust for name, robust in held.items() if name.partition("/")[0] in before}
+    results = run_.read_results(folder)
+    for which in set(CHECKPOINTS) - set(before):  # not as the study wants it
+        results.pop(which, None)
+    for which in checkpoints:
         flags |= {f"{which}/{attack}": robust.to(torch.uint8) for attack, robust in found["robust"].items()}
         results[which] = {key: value for key, value in found.items() if key != "robust"}
-    held = save(flags)
+    of = [which for which in _asked(cell) if which in (*before, *checkpoints)]
     results |= {
-        "evaluation": {**results["evaluation"], **vars(settings.eval)},
+        "evaluation": {**results["evaluation"], **vars(cell.settings.eval), "of": ",".join(of)},
         "weights": "rounded to half precision",
     }
+    files.write_whole(folder / "robust.safetensors", save(flags))
     files.write_json(folder / "results.json", results)
-    files.write_whole(folder / "robust.safetensors", held)
     sums = {name: checkpoint.sha256(folder / name) for name in run_.RESULT_FILES}
     line = {"event": "measured", "time": provenance.now(), "weights": results["weights"], "files": sums}
     checkpoint.append_line(folder / "history.jsonl", line)
@@ -456,6 +547,7 @@ def prepare(
     )
     (folder / "round.sh").write_text(script, encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    _say_left_out(packed, carry, say)
     say(f"prepared   {folder}: {size / MEBIBYTE:.1f} MiB, {len(packed.files)} files of finished runs")
     return size
 
@@ -478,6 +570,35 @@ def _pack_whole_teachers(grid: Grid, folder: Path, carry: int, say: Callable[[st
         say(f"too large  {lacking[-1].folder}: it is trained again there")
 
 
+def taught_otherwise(grid: Grid) -> Iterator[str]:
+    """A line for every student whose teacher was another network than the one that is stored, a later one perhaps."""
+    stored: dict[Path, set[str]] = {}
+    for cell in grid.cells:
+        for role in ("teacher", "natural_teacher"):
+            folder = next((one for one in cell.needs if str(one) == getattr(cell.settings, role)), None)
+            taught_by = _digest_of_teacher(cell.folder, role)
+            if folder is None or taught_by is None or not (folder / "best" / WEIGHTS).is_file():
+                continue
+            if folder not in stored:
+                network = load_network(folder / "best")
+                whole = provenance.digest(network.state_dict())
+                stored[folder] = {whole, provenance.digest(rounded(network).state_dict())}
+            if taught_by not in stored[folder]:
+                yield (
+                    f"other      {cell.folder} was taught by another network than {folder / 'best'}; to have it taught "
+                    "by that one, remove its folder"
+                )
+
+
+def _digest_of_teacher(folder: Path, role: str) -> str | None:
+    """The SHA-256 of the network that taught a run, as `provenance.digest` has it; None where it is not known."""
+    try:
+        found = files.read_json(folder / BEGUN)["teachers"][role]["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(found)
+
+
 def remaining(grid: Grid) -> Iterator[str]:
     """What is left to do, a line a run, and about how long it will train where something is known of its speed."""
     seconds = 0.0
@@ -485,8 +606,10 @@ def remaining(grid: Grid) -> Iterator[str]:
         if not has_results(cell.folder):
             seconds += seconds_needed(cell, grid.cells)
             yield f"to train   {cell.folder}"
-        elif cell.labels and not is_finished(cell):
-            yield f"to measure {cell.folder}"
+        elif left := left_to_measure(cell):
+            lacking = [which for which in left if which not in _measurable(cell)]
+            said = f" ({' and '.join(lacking)}: the network is not here)" if lacking else ""
+            yield f"to measure {cell.folder}{said}"
     if seconds:
         yield f"training   about {math.ceil(seconds / 60)} minutes are left"
 
@@ -579,6 +702,7 @@ def main(words: Sequence[str]) -> int:
 def _carry_out(command: Prepare | Run | Merge, grid: Grid, words: Sequence[str]) -> None:
     most = round(command.most * MEBIBYTE)
     if isinstance(command, Prepare):
+        refuse_others(grid.cells)
         prepare(
             grid,
             command.folder,
@@ -593,8 +717,13 @@ def _carry_out(command: Prepare | Run | Merge, grid: Grid, words: Sequence[str])
     else:
         for back in command.back:
             print(f"merged     {len(unpack(back, grid.choices.root))} files of {back}")
+        refuse_others(grid.cells)
+        for cell in filter(lambda cell: has_results(cell.folder), grid.cells):
+            run_.write_report(cell.folder)  # before the study's page, which leads to them
         report(grid)
         print(f"table      {grid.folder / 'table.md'}")
+        for line in taught_otherwise(grid):
+            print(line)
     for line in remaining(grid):
         print(line)
 

@@ -29,6 +29,9 @@ State: TypeAlias = Literal["finished", "running", "interrupted", "another", "wai
 DONE, STOPPED = 0, 5  # a recipe's exit codes
 POLL = 0.05  # seconds between two looks at the processes
 OTHERS = 2.0  # seconds between two looks at what other runners do
+PATIENCE = (
+    300.0  # seconds of waiting in which another runner may take up what failed before: shares start apart
+)
 # of a launcher of several processes; a cell is one
 _OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -191,7 +194,8 @@ class Runner:
         self.running: list[_Process] = []
         self.outcome = Outcome()
         self._looked = -OTHERS
-        self._waited = False
+        self._waits_since: float | None = None
+        self._told: set[Path] = set()
 
     def run(self) -> Outcome:
         """Run until everything is done, nothing more can be done, or somebody asks for the end."""
@@ -199,6 +203,8 @@ class Runner:
         skipped = len(self.cells) - len(pending)
         if skipped:
             self.say(f"{skipped} of {len(self.cells)} cells are finished already")
+        for cell in pending:  # what failed before is tried again
+            failure_of(cell.folder).unlink(missing_ok=True)
         with Stop() as stop:
             try:
                 while pending or self.running:
@@ -220,7 +226,7 @@ class Runner:
     def _start(self, pending: list[Cell]) -> list[Cell]:
         """Start what can be started; what is left."""
         if len(self.running) >= self.jobs or (
-            self._waited and not self.running and time.monotonic() - self._looked < OTHERS
+            self._waits_since is not None and not self.running and time.monotonic() - self._looked < OTHERS
         ):
             return pending
         self._looked = time.monotonic()
@@ -240,7 +246,7 @@ class Runner:
         device = min(self.devices, key=used.count) if self.devices else None
         cell.folder.parent.mkdir(parents=True, exist_ok=True)
         going_on = (cell.folder / "settings.yaml").exists()
-        with log_of(cell).open("ab") as log:
+        with log_of(cell.folder).open("ab") as log:
             process = subprocess.Popen(
                 command(cell),
                 stdin=subprocess.DEVNULL,
@@ -281,14 +287,16 @@ class Runner:
             self.say(f"stopped    {cell.folder} ({took}); it goes on where it was")
         else:
             self.outcome.failed[cell.folder] = code
+            with contextlib.suppress(OSError):  # a full disk may be why it failed; this runner knows anyway
+                files.write_text(failure_of(cell.folder), f"exit code {code}\n")
             self.say(f"failed     {cell.folder} with exit code {code}: {_last_words(cell)}")
 
     def _may_wait(self, pending: Sequence[Cell]) -> bool:
-        """Whether others may still finish what the pending cells need: not where it failed here."""
-        own = {cell.folder for cell in pending}
-        lost = set(self.outcome.failed)
+        """Whether others may still finish what the pending cells need: not where it failed."""
         if self.outcome.stopped:
             return False
+        own = {cell.folder for cell in pending}
+        lost = set(self.outcome.failed) | self._failed_elsewhere(pending)
         while more := {cell.folder for cell in pending if set(cell.needs) & lost} - lost:
             lost |= more
         waiting = [cell for cell in pending if cell.folder not in lost]
@@ -298,11 +306,22 @@ class Runner:
             for folder in cell.needs
             if folder not in own and not has_results(folder)
         }
-        if waiting and not self._waited:
-            self._waited = True
+        if waiting and self._waits_since is None:
+            self._waits_since = time.monotonic()
             what = sorted(map(str, needed)) or [str(cell.folder) for cell in waiting]
             self.say(f"waiting    for another runner to finish {', '.join(what)}")
         return bool(waiting)
+
+    def _failed_elsewhere(self, pending: Sequence[Cell]) -> set[Path]:
+        """Teachers that failed in another share, and that nobody has taken up again while this one waited."""
+        if self._waits_since is None or time.monotonic() - self._waits_since < PATIENCE:
+            return set()
+        needed = {folder for cell in pending for folder in cell.needs if not has_results(folder)}
+        failed = {folder for folder in needed if failure_of(folder).exists() and not _is_locked(folder)}
+        for folder in sorted(failed - self._told):
+            self._told.add(folder)
+            self.say(f"given up   what needs {folder}: it failed in another share (all in {log_of(folder)})")
+        return failed
 
     # ------------------------------------------------------------------------------------------ the end
 
@@ -332,16 +351,21 @@ class Runner:
             running.process.wait()
 
 
-def log_of(cell: Cell) -> Path:
+def log_of(folder: Path) -> Path:
     """The file beside a run folder that holds what the run printed."""
-    return cell.folder.with_name(f"{cell.folder.name}.log")
+    return folder.with_name(f"{folder.name}.log")
+
+
+def failure_of(folder: Path) -> Path:
+    """The file beside a run folder that says to other shares that the run failed, until its runner tries it again."""
+    return folder.with_name(f"{folder.name}.failed")
 
 
 def _last_words(cell: Cell) -> str:
-    lines = log_of(cell).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = log_of(cell.folder).read_text(encoding="utf-8", errors="replace").splitlines()
     said = [line for line in lines if line.strip()]
     errors = [line for line in said if line.startswith("error: ")]
-    return (errors or said or ["it printed nothing"])[-1] + f" (all in {log_of(cell)})"
+    return (errors or said or ["it printed nothing"])[-1] + f" (all in {log_of(cell.folder)})"
 
 
 def listing(cells: Sequence[Cell]) -> Iterator[str]:
