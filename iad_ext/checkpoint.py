@@ -82,7 +82,7 @@ def save(root: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         _write_contents(aside, checkpoint)
-        if (root / name).exists():  # a folder is not renamed over another; until the new one is there, this is read
+        if (root / name).exists():  # it is found aside, too, until the new one is there
             shutil.rmtree(replaced, ignore_errors=True)
             (root / name).rename(replaced)
         aside.rename(root / name)
