@@ -691,11 +691,6 @@ class Run:
         tensors, numbers = engine.state(within_epoch=step > 0)
         if not self.world.is_main_process:
             return
-        bad = [name for name, value in engine.student.state_dict().items() if not value.isfinite().all()]
-        if bad:
-            raise TrainingStopped(
-                f"epoch {epoch}, step {step}: weights are not finite ({', '.join(bad[:3])} …)"
-            )
         state = {
             "engine": numbers,
             "precision": dataclasses.asdict(self.decided),
