@@ -964,8 +964,16 @@ def _as_records(changed: Sequence[Change]) -> list[dict[str, Any]]:
 
 def _mean_and_std(images: ImageSet) -> tuple[list[float], list[float]]:
     """Per-channel mean and standard deviation of the training pixels, in units of [0, 1]."""
-    pixels = images.images.double() / 255
-    return pixels.mean(dim=(0, 2, 3)).tolist(), pixels.std(dim=(0, 2, 3)).tolist()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in images.images.unbind(dim=1):
+        # of bytes there are 256 values; the pixels in float64 would take eight times the images' memory, twice
+        counts = torch.bincount(channel.flatten(), minlength=256).double()
+        n = counts.sum()
+        mean = (counts * values).sum() / n
+        means.append(mean.item())
+        deviations.append(((counts * (values - mean) ** 2).sum() / (n - 1)).sqrt().item())
+    return means, deviations
 
 
 def _clock(seconds: float) -> str:

@@ -17,11 +17,12 @@ from conftest import REAL_DATA
 from recipe_files import TINY, call
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from iad_ext import assets, checkpoint, evaluate, load_network, run
 from iad_ext.backbones import PixelSpace, create_network, save_network
 from iad_ext.compiling import Compilation
-from iad_ext.data import load_splits
+from iad_ext.data import ImageSet, load_splits
 from iad_ext.loop import Engine
 from iad_ext.precision import Precision
 from iad_ext.settings import from_command_line
@@ -454,6 +455,31 @@ def test_normalisation_is_of_the_training_images_and_inside_the_network(here):
     assert isinstance(network, PixelSpace)
     for name, expected in (("mean", train.mean(dim=(0, 2, 3))), ("std", train.std(dim=(0, 2, 3)))):
         torch.testing.assert_close(getattr(network, name).flatten().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+class _Sizes(TorchDispatchMode):
+    """Notes how many bytes each operation's result takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.seen.append(made.numel() * made.element_size())
+        return made
+
+
+def test_mean_and_deviation_are_those_of_the_pixels_and_take_no_copy_in_float64():
+    images = torch.randint(256, (50, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+    images[:, 1] //= 7
+    with _Sizes() as sizes:
+        found = run._mean_and_std(ImageSet(images, torch.zeros(50, dtype=torch.long), ("one",)))
+    pixels = images.double() / 255
+    for mine, expected in zip(found, (pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3))), strict=True):
+        torch.testing.assert_close(torch.tensor(mine, dtype=torch.float64), expected, rtol=1e-12, atol=0)
+    assert 0 < max(sizes.seen) <= images.numel()
 
 
 def test_a_dry_run_writes_nothing_and_needs_no_teacher(here, capsys):
