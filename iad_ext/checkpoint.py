@@ -26,7 +26,7 @@ from iad_ext.files import read_json, refuse_outside, sync_folder
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"epoch(\d{4,})-step(\d{6,})")
+_NAME = re.compile(r"(\.)?epoch(\d{4,})-step(\d{6,})(?(1)\.old)")  # .NAME.old is what is being replaced
 
 
 class CheckpointError(RuntimeError):
@@ -68,19 +68,23 @@ def sha256(path: Path) -> str:
 
 
 def save(root: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
-    """Write `checkpoint` under `root`, whole or not at all, and delete all but the newest `keep`.
+    """Write `checkpoint` under `root`, whole or not at all, and delete all but it and the `keep` - 1 before it.
+
+    Those of later positions go too: they are torn, or of a course that the run has left.
 
     Raises:
         CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     name = f"epoch{checkpoint.epoch:04d}-step{checkpoint.step:06d}"
-    aside = root / f".{name}.tmp"
+    aside, replaced = root / f".{name}.tmp", root / f".{name}.old"
     try:
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         _write_contents(aside, checkpoint)
-        shutil.rmtree(root / name, ignore_errors=True)
+        if (root / name).exists():  # it is found aside, too, until the new one is there
+            shutil.rmtree(replaced, ignore_errors=True)
+            (root / name).rename(replaced)
         aside.rename(root / name)
         sync_folder(root)
     except (OSError, SafetensorError) as error:
@@ -89,8 +93,10 @@ def save(root: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
             f"could not write checkpoint {root / name}: {error}; earlier checkpoints are untouched. "
             "Free disk space or choose another --out, then run the same command again to continue"
         ) from error
-    for old in sorted(_checkpoints(root), key=_position)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    newest_first = [path for path in sorted(_checkpoints(root), key=_age, reverse=True) if path != replaced]
+    kept = newest_first[newest_first.index(root / name) :][:keep]
+    for other in {*_checkpoints(root)} - {*kept}:
+        shutil.rmtree(other, ignore_errors=True)
     return root / name
 
 
@@ -145,10 +151,11 @@ def _check_files(folder: Path, files: Mapping[str, str]) -> None:
 # ---------------------------------------------------------------------------------------------- many
 
 
-def _position(folder: Path) -> tuple[int, int]:
+def _age(folder: Path) -> tuple[int, int, bool]:
+    """Epoch and step; of one position, what is being replaced is older than what replaces it."""
     match = _NAME.fullmatch(folder.name)
     assert match is not None
-    return int(match[1]), int(match[2])
+    return int(match[2]), int(match[3]), match[1] is None
 
 
 def _checkpoints(root: Path) -> Iterator[Path]:
@@ -158,7 +165,7 @@ def _checkpoints(root: Path) -> Iterator[Path]:
 
 def newest(root: Path) -> Checkpoint | None:
     """Read the newest whole checkpoint under `root`; one that is not whole is reported and passed over."""
-    for folder in sorted(_checkpoints(root), key=_position, reverse=True):
+    for folder in sorted(_checkpoints(root), key=_age, reverse=True):
         try:
             return load(folder)
         except CheckpointError as error:
@@ -293,7 +300,7 @@ def _line(record: Mapping[str, object]) -> str:
 
 def clear_run(folder: Path) -> None:
     """Remove what an earlier run left in `folder`, so that nothing of it can pass for the new one's."""
-    for name in ("checkpoints", "best", "last", "evaluation", "tensorboard"):
+    for name in ("checkpoints", "best", "last", "evaluation", "figures", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
     single = (
         "metrics.jsonl",

@@ -35,7 +35,6 @@ IMPORTED_AS = {
 STRAY = ("robustbench", "autoattack")  # top-level packages that torchattacks leaves lying about
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 ROOM = 2.0  # GiB that a WideResNet-34-10's run folder takes, roughly, with two checkpoints, best and last
-OLD_REQUESTS = (2, 33)
 
 
 @dataclass(frozen=True, kw_only=True)

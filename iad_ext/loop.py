@@ -129,6 +129,8 @@ class Engine:
         awp_start: first epoch with it.
         balance: the state of an objective that balances its terms; None for another.
         skipped: steps of the epoch that were skipped.
+        seconds: that the epoch's training has taken so far, before a stop too.
+        images: that it has trained on so far, likewise.
     """
 
     accelerator: Accelerator
@@ -151,6 +153,9 @@ class Engine:
     balance: Tensor | None = field(init=False, default=None)
     sums: Sums = field(init=False)
     skipped: int = field(init=False, default=0)
+    seconds: float = field(init=False, default=0.0)
+    images: int = field(init=False, default=0)
+    _epoch: int = field(init=False, default=0)
     _step: Step = field(init=False)
     _in_a_row: int = field(init=False, default=0)
 
@@ -218,20 +223,22 @@ class Engine:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
         if first_step == 0:
-            self.sums, self.skipped = Sums(self.device), 0
-        self._first_bad, self._in_a_row = {}, 0
-        began, images_done = time.perf_counter(), 0
+            self.sums, self.skipped, self.seconds, self.images = Sums(self.device), 0, 0.0, 0
+        self._epoch, self._first_bad, self._in_a_row = epoch, {}, 0
+        began, images_done = time.perf_counter() - self.seconds, 0
         _reset_peak_memory(self.device)
         with self._random_state_kept(), self._bar(epoch, first_step) as bar:
             for step in range(first_step, len(self.source)):
-                images_done += self._update(epoch, step)
+                trained_on = self._update(epoch, step)
+                images_done, self.images = images_done + trained_on, self.images + trained_on
                 if (step + 1) % self.look_every == 0:
-                    self._refuse_bad_loss(epoch)
-                bar.set_postfix_str(f"{images_done / (time.perf_counter() - began):.0f} img/s", refresh=False)
+                    self._refuse_bad_loss()
+                self.seconds = time.perf_counter() - began
+                bar.set_postfix_str(f"{self.images / self.seconds:.0f} img/s", refresh=False)
                 bar.update(1)
                 if after_step is not None:
                     after_step(step + 1)
-        self._refuse_bad_loss(epoch)
+        self._refuse_bad_loss()
         if images_done:  # a run that was stopped at the epoch's end has averaged them already
             self.average_buffers()
             if self.average is not None:
@@ -244,9 +251,10 @@ class Engine:
                 epoch,
                 record[UNDERFLOW],
             )
-        seconds = time.perf_counter() - began
+        self.seconds = time.perf_counter() - began
         record["train/skipped_steps"] = self.skipped
-        record |= {"time/epoch_s": round(seconds, 3), "time/images_per_s": round(images_done / seconds, 2)}
+        record["time/epoch_s"] = round(self.seconds, 3)
+        record["time/images_per_s"] = round(self.images / self.seconds, 2)
         record["memory/peak_mib"] = _peak_memory(self.device)
         return record
 
@@ -411,7 +419,7 @@ class Engine:
             here = torch.where(values.isfinite().all(), never, step)
             self._first_bad[name] = torch.minimum(self._first_bad.get(name, never), here)
 
-    def _refuse_bad_loss(self, epoch: int) -> None:
+    def _refuse_bad_loss(self) -> None:
         names = sorted(self._first_bad)
         if not names:
             return
@@ -420,8 +428,15 @@ class Engine:
         step, name = min(zip(gathered.amin(dim=0).tolist(), names, strict=True))
         if step < _NEVER:
             raise TrainingStopped(
-                f"epoch {epoch}, step {step}: the loss term '{name}' is not finite. {_BROKEN}"
+                f"epoch {self._epoch}, step {step}: the loss term '{name}' is not finite. {_BROKEN}"
             )
+
+    def _refuse_bad_weights(self) -> None:
+        """A step may break them whose own loss was finite."""
+        bad = [name for name, value in self.student.state_dict().items() if not value.isfinite().all()]
+        if anyone(bool(bad)):
+            where = f"{', '.join(bad[:3])} …" if bad else "on another process"
+            raise TrainingStopped(f"epoch {self._epoch}: weights are not finite ({where}). {_BROKEN}")
 
     # ------------------------------------------------------------------------------------------ processes
 
@@ -460,7 +475,12 @@ class Engine:
 
         Within an epoch each process has BatchNorm statistics and figures of its own; `buffers` and `sums` hold
         those of all, as `rank/name`.
+
+        Raises:
+            TrainingStopped: a loss or the weights are not finite: nothing of it is to be saved.
         """
+        self._refuse_bad_loss()
+        self._refuse_bad_weights()
         tensors: dict[str, Mapping[str, Tensor]] = {
             "student": self.student.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer),
@@ -479,6 +499,8 @@ class Engine:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "processes": self.accelerator.num_processes,
             "skipped": self.skipped if within_epoch else 0,
+            "seconds": self.seconds if within_epoch else 0.0,
+            "images": self.images if within_epoch else 0,
         }
         return tensors, numbers
 
@@ -508,6 +530,7 @@ class Engine:
         if self.accelerator.scaler is not None and numbers["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(dict(numbers["scaler"]))
         self.skipped = int(numbers["skipped"])
+        self.seconds, self.images = float(numbers.get("seconds", 0.0)), int(numbers.get("images", 0))
         rank, saved = self.accelerator.process_index, int(numbers["processes"])
         same = saved == self.accelerator.num_processes
         buffers = tensors.get("buffers", {})

@@ -201,6 +201,8 @@ class Run:
         if saved is not None:
             epoch, step = self._restore(engine, saved, changed)
             say(f"continuing {self.folder} at epoch {epoch}, step {step}")
+        if changed:
+            self._accept(engine, changed, epoch, step)
         self._start_folder(saved, changed, epoch, step)
         self._announce(student)
         began = time.perf_counter()
@@ -560,7 +562,26 @@ class Run:
                 "Give the same settings to continue it, another --out, --resume never to start it again, or "
                 "--accept-changes to continue it all the same, which its results will say"
             )
+        self._refuse_too_late(saved, [name for name, _, _ in changed])
         return saved, changed
+
+    def _refuse_too_late(self, saved: Checkpoint, changed: Sequence[str]) -> None:
+        """Changes that only epochs which are still to be trained could follow, where none is."""
+        epochs = self.settings.train.epochs
+        if saved.epoch < epochs:
+            return
+        ways = "Give what it was begun with, another --out, or --resume never to start it again"
+        if "train.epochs" in changed:
+            raise UsageError(
+                f"{self.folder} is at epoch {saved.epoch}, step {saved.step}: --train.epochs {epochs} leaves nothing "
+                f"to train; it must be above {saved.epoch}. {ways}"
+            )
+        selected_by = [settings_.option(name) for name in changed if name.startswith(MEASURED_BY)]
+        if selected_by:
+            raise UsageError(
+                f"{self.folder} is trained, and its best epoch was chosen before {', '.join(selected_by)} changed; the "
+                f"networks of the other epochs are gone. {ways}"
+            )
 
     def _refuse_to_overwrite(self) -> None:
         """What a run left is not thrown away unasked because its checkpoints are gone or broken."""
@@ -631,14 +652,18 @@ class Run:
             (name, saved.state[name], now[name]) for name in now if saved.state[name] != now[name]
         ]
 
+    def _accept(self, engine: Engine, changed: Sequence[Change], epoch: int, step: int) -> None:
+        """Save what was accepted, before `settings.yaml` says the new settings: from then on nothing else tells."""
+        accepted = [{"epoch": epoch, "step": step} | change for change in _as_records(changed)]
+        # killed between the two, it is accepted again
+        self.accepted += [change for change in accepted if change not in self.accepted]
+        self._save(engine, epoch, step)
+
     def _start_folder(
         self, saved: Checkpoint | None, changed: Sequence[Change], epoch: int, step: int
     ) -> None:
         if not self.world.is_main_process:
             return
-        here = {"epoch": epoch, "step": step}
-        changes = [{"setting": name, "before": a, "now": b} for name, a, b in changed]
-        self.accepted += [here | change for change in changes]
         if saved is None:
             checkpoint.clear_run(self.folder)
         files.write_text(self.folder / "settings.yaml", settings_.to_yaml(self.settings))
@@ -652,8 +677,9 @@ class Run:
         files.write_json(self.folder / "environment.json", environment)
         self._note(
             "begun" if saved is None else "continued",
-            **here,
-            changed=changes,
+            epoch=epoch,
+            step=step,
+            changed=_as_records(changed),
             **{name: environment[name] for name in ("commit", "versions", "hardware", "processes")},
         )
         self.tracking.open(epoch)
@@ -669,11 +695,6 @@ class Run:
         tensors, numbers = engine.state(within_epoch=step > 0)
         if not self.world.is_main_process:
             return
-        bad = [name for name, value in engine.student.state_dict().items() if not value.isfinite().all()]
-        if bad:
-            raise TrainingStopped(
-                f"epoch {epoch}, step {step}: weights are not finite ({', '.join(bad[:3])} …)"
-            )
         state = {
             "engine": numbers,
             "precision": dataclasses.asdict(self.decided),
@@ -705,11 +726,16 @@ class Run:
                 self.world.num_processes,
             )
         names = [name for name, _, _ in changed]
-        # the best so far was found by another measure
-        if any(name.startswith(MEASURED_BY) for name in names):
+        # found by another measure, or written after the checkpoint, by epochs that are not trained like that again
+        best_is_lost = any(name.startswith(MEASURED_BY) for name in names) or (
+            bool(names) and from_main(self._is_later(self.folder / "best", saved.epoch))
+        )
+        if best_is_lost:
             self.best = {}
+            self.kept = {path: sum_ for path, sum_ in self.kept.items() if not path.startswith("best/")}
         if saved.step and any(name.startswith(STEPS_DEPEND_ON) for name in names):
             log.warning("the steps of epoch %d are others now: it begins again", saved.epoch)
+            engine.average_buffers()  # at an epoch's start all processes have the same
             return saved.epoch, 0
         return saved.epoch, saved.step
 
@@ -966,10 +992,24 @@ def write_report(folder: Path) -> None:
         log.warning("no report (%s: %s); iad-ext report %s", type(error).__name__, error, folder)
 
 
+def _as_records(changed: Sequence[Change]) -> list[dict[str, Any]]:
+    """What changed, as it comes back from JSON."""
+    records = [{"setting": name, "before": before, "now": now} for name, before, now in changed]
+    return [{k: list(v) if isinstance(v, tuple) else v for k, v in record.items()} for record in records]
+
+
 def _mean_and_std(images: ImageSet) -> tuple[list[float], list[float]]:
     """Per-channel mean and standard deviation of the training pixels, in units of [0, 1]."""
-    pixels = images.images.double() / 255
-    return pixels.mean(dim=(0, 2, 3)).tolist(), pixels.std(dim=(0, 2, 3)).tolist()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in images.images.unbind(dim=1):
+        # of bytes there are 256 values; the pixels in float64 would take eight times the images' memory, twice
+        counts = torch.bincount(channel.flatten(), minlength=256).double()
+        n = counts.sum()
+        mean = (counts * values).sum() / n
+        means.append(mean.item())
+        deviations.append(((counts * (values - mean) ** 2).sum() / (n - 1)).sqrt().item())
+    return means, deviations
 
 
 def _clock(seconds: float) -> str:

@@ -291,6 +291,7 @@ Change: TypeAlias = tuple[str, Any, Any]  # setting, before, now
 MEASURING = (
     "eval.attacks",
     "eval.of",
+    "eval.eps",
     "eval.limit",
     "eval.aa_limit",
     "eval.curve_limit",
@@ -697,6 +698,10 @@ def check(settings: Settings) -> None:
     which = words(settings.eval.of)
     if not which or not set(which) <= {"best", "last"}:
         raise ValueError(f"--eval.of takes best, last or best,last; got {settings.eval.of!r}")
+    if settings.train.nesterov and settings.train.momentum == 0:
+        raise ValueError(
+            "--train.nesterov is a form of momentum, and --train.momentum is 0; give it one, such as 0.9"
+        )
     if settings.train.accumulation > settings.train.batch_size:
         raise ValueError("--train.accumulation is larger than --train.batch-size; a part would be empty")
 

@@ -99,7 +99,7 @@ def test_the_newest_keep_stay(tmp_path, keep):
 
 
 def test_newest_is_by_number_not_by_spelling(tmp_path):
-    for epoch, step in [(9999, 0), (10000, 0), (10000, 1_000_000), (10000, 999_999)]:
+    for epoch, step in [(9999, 0), (10000, 0), (10000, 999_999), (10000, 1_000_000)]:
         checkpoint.save(tmp_path, _checkpoint(epoch, step), keep=9)
     assert (checkpoint.newest(tmp_path).epoch, checkpoint.newest(tmp_path).step) == (10000, 1_000_000)
 
@@ -109,6 +109,16 @@ def test_saving_a_position_again_replaces_it(tmp_path):
     checkpoint.save(tmp_path, _checkpoint(1, seed=2))
     assert _folders(tmp_path) == ["epoch0001-step000000"]
     _same(checkpoint.newest(tmp_path), _checkpoint(1, seed=2))
+
+
+def test_the_one_that_is_saved_is_the_newest(tmp_path):
+    """A run that begins an epoch again has left the course of the later ones."""
+    for step in (0, 40, 50, 20):
+        checkpoint.save(tmp_path, _checkpoint(3, step), keep=2)
+    _same(checkpoint.newest(tmp_path), _checkpoint(3, 20))
+    assert _folders(tmp_path) == ["epoch0003-step000020"]  # 0 had gone when 50 came
+    checkpoint.save(tmp_path, _checkpoint(3, 30), keep=2)
+    assert _folders(tmp_path) == ["epoch0003-step000020", "epoch0003-step000030"]
 
 
 def test_without_checkpoints_there_is_none(tmp_path):
@@ -168,6 +178,30 @@ def test_an_end_in_the_middle_of_saving_leaves_the_earlier_ones_whole(tmp_path, 
     checkpoint.save(tmp_path, _checkpoint(3), keep=2)
     _same(checkpoint.newest(tmp_path), _checkpoint(3))
     assert _folders(tmp_path) == ["epoch0002-step000000", "epoch0003-step000000"]
+
+
+@pytest.mark.parametrize("raised", [OSError(28, "No space left on device"), _Stop()])
+@pytest.mark.parametrize("at", [0, 1])
+def test_an_end_in_the_middle_of_replacing_the_only_one_leaves_it(tmp_path, monkeypatch, raised, at):
+    """At each of the two renames: there is none before it to go on from."""
+    checkpoint.save(tmp_path, _checkpoint(3, seed=1), keep=1)
+    rename, calls = os.rename, []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == at + 1:
+            raise raised
+        rename(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", failing)
+        with pytest.raises((CheckpointError, _Stop)):
+            checkpoint.save(tmp_path, _checkpoint(3, seed=2), keep=1)
+    assert len(calls) == at + 1
+    _same(checkpoint.newest(tmp_path), _checkpoint(3, seed=1))
+    checkpoint.save(tmp_path, _checkpoint(3, seed=2), keep=1)
+    assert _folders(tmp_path) == ["epoch0003-step000000"]
+    _same(checkpoint.newest(tmp_path), _checkpoint(3, seed=2))
 
 
 def test_those_were_all_the_places(tmp_path, monkeypatch):
@@ -485,7 +519,7 @@ def test_a_line_of_other_bytes_is_dropped(tmp_path, caplog):
 
 
 def test_starting_again_leaves_nothing_of_the_earlier_run(tmp_path):
-    for name in ("checkpoints", "best", "last"):
+    for name in ("checkpoints", "best", "last", "figures"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text("old")
     for name in ("metrics.jsonl", "results.json", "robust.safetensors", "report.html", "notes.txt"):

@@ -15,13 +15,15 @@ from loop_cases import BY_HAND, CLASSES, IAD1, RATE, SHARED, Task, engine, figur
 from safetensors.torch import load_file
 from torch import nn
 
-from iad_ext import attacks, objectives
+from iad_ext import attacks, checkpoint, objectives
 from iad_ext.averaging import WeightAverage
+from iad_ext.compiling import Compilation
 from iad_ext.diagnostics import FIGURES, HISTOGRAM
 from iad_ext.loop import TrainingStopped, accelerator_for
 from iad_ext.objectives import ROWS, build
 from iad_ext.precision import Precision
 from iad_ext.randomness import stream
+from iad_ext.trainer.keeping import Keeper
 
 EVERY = pytest.mark.parametrize("name", sorted(ROWS))
 
@@ -461,6 +463,22 @@ def test_an_epoch_that_was_stopped_at_its_end_only_reports():
     assert _equal(again.student.state_dict(), whole.student.state_dict())
 
 
+@pytest.mark.parametrize("step", [1, 4])
+def test_an_epoch_s_time_is_what_it_took_before_a_stop_and_after(step):
+    whole, states = engine(objectives.at(), Task(27)), {}
+    whole.epoch(0, rate=RATE, after_step=lambda done: states.update({done: whole.state(within_epoch=True)}))
+    tensors, numbers = states[step]
+    assert numbers["seconds"] > 0
+    assert numbers["images"] == min(8 * step, 27)
+    again = engine(objectives.at(), Task(27))
+    again.restore(tensors, numbers | {"seconds": 1000.0})
+    record = again.epoch(0, first_step=step, rate=RATE)
+    assert 1000 <= record["time/epoch_s"] < 1600
+    assert record["time/images_per_s"] == pytest.approx(27 / record["time/epoch_s"], abs=0.01)
+    assert again.epoch(1, rate=RATE)["time/epoch_s"] < 600
+    assert whole.state(within_epoch=False)[1]["seconds"] == 0
+
+
 def _as_if_saved_by_two(one):
     """The state of one process, made into that of two with statistics and figures of their own."""
     tensors, numbers = copy.deepcopy(one.state(within_epoch=True))
@@ -533,6 +551,20 @@ def test_a_pixel_that_is_no_number_stops_the_run_at_its_step(epoch, step, value,
         train()
     # nobody is told that the bad step is done, so nobody saves what it made
     assert done == [(e, s) for e in range(2) for s in range(5) if (e, s) < (epoch, step)]
+
+
+def test_no_checkpoint_is_made_of_a_bad_loss_that_nobody_has_looked_at_yet(tmp_path):
+    """On a GPU the device is looked at every 50 steps; here, never by itself."""
+    one = engine(objectives.at(), _BadAt(0, 2, float("nan")))
+    one.look_every = 50
+    keeper = Keeper(tmp_path, every=1, fit={}, main=True)
+    keeper.precision = Precision(kind="fp32", channels_last=False, reason="test")
+    keeper.compilation = Compilation("off", "test")
+    with pytest.raises(TrainingStopped, match=r"^epoch 0, step 2: the loss term 'label' is not finite"):
+        one.epoch(0, rate=RATE, after_step=keeper.after_step(one, 0))
+    saved = checkpoint.newest(tmp_path)
+    assert (saved.epoch, saved.step) == (0, 2)
+    assert all(value.isfinite().all() for value in saved.tensors["student"].values())
 
 
 class _Blind(nn.Module):
@@ -641,6 +673,20 @@ def test_a_gradient_that_is_not_finite_is_skipped_too(caplog):
     assert record["train/skipped_steps"] == 1
     assert "epoch 0, step 2: gradient is not finite; skipped, 1 in this epoch" in caplog.text
     assert all(parameter.isfinite().all() for parameter in student.parameters())
+
+
+def test_weights_that_are_not_finite_are_not_made_a_state_of():
+    """The loss of the step that breaks them is finite."""
+    one = engine(objectives.at(), Task(40), student=_Exploding())
+    done = []
+
+    def save(step):
+        one.state(within_epoch=True)
+        done.append(step)
+
+    with pytest.raises(TrainingStopped, match=r"^epoch 0: weights are not finite \(network\."):
+        one.epoch(0, rate=RATE, after_step=save)
+    assert done == [1, 2]
 
 
 class _AllBad(Task):

@@ -17,11 +17,12 @@ from conftest import REAL_DATA
 from recipe_files import TINY, call
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from iad_ext import assets, checkpoint, evaluate, load_network, run
 from iad_ext.backbones import PixelSpace, create_network, save_network
 from iad_ext.compiling import Compilation
-from iad_ext.data import load_splits
+from iad_ext.data import ImageSet, load_splits
 from iad_ext.loop import Engine
 from iad_ext.precision import Precision
 from iad_ext.provenance import digest
@@ -106,6 +107,11 @@ WRONG = {
         "iad1_resnet18",
         "--objective.gamma much",
         "--objective.gamma takes 1-alpha, a number, or a schedule",
+    ),
+    "nesterov": (
+        "at_resnet18",
+        "--train.nesterov --train.momentum 0",
+        "--train.nesterov is a form of momentum, and --train.momentum is 0",
     ),
     "epochs": ("at_resnet18", "--train.epochs 0", "--train.epochs must be at least 1, got 0"),
     "data folder": ("at_resnet18", "--data.name cifar10 --data.path nowhere", "no folder nowhere"),
@@ -453,6 +459,31 @@ def test_normalisation_is_of_the_training_images_and_inside_the_network(here):
         torch.testing.assert_close(getattr(network, name).flatten().double(), expected, rtol=1e-5, atol=1e-6)
 
 
+class _Sizes(TorchDispatchMode):
+    """Notes how many bytes each operation's result takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.seen.append(made.numel() * made.element_size())
+        return made
+
+
+def test_mean_and_deviation_are_those_of_the_pixels_and_take_no_copy_in_float64():
+    images = torch.randint(256, (50, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+    images[:, 1] //= 7
+    with _Sizes() as sizes:
+        found = run._mean_and_std(ImageSet(images, torch.zeros(50, dtype=torch.long), ("one",)))
+    pixels = images.double() / 255
+    for mine, expected in zip(found, (pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3))), strict=True):
+        torch.testing.assert_close(torch.tensor(mine, dtype=torch.float64), expected, rtol=1e-12, atol=0)
+    assert 0 < max(sizes.seen) <= images.numel()
+
+
 def test_a_dry_run_writes_nothing_and_needs_no_teacher(here, capsys):
     assert call("iad2_resnet18", "--dry-run", "--out", "r") == 0
     assert list(here.iterdir()) == []
@@ -712,7 +743,7 @@ def test_other_settings_can_be_accepted_and_are_recorded_everywhere(here, capsys
 def test_an_accepted_momentum_is_the_one_that_trains(here):
     """What the checkpoint says of the optimizer does not overrule what was asked for."""
     for out, line in (("r", ""), ("s", "")):
-        _killed(f"--out {out} {line}", run.Run, "_save", recipe="at_resnet18", by=_after_two_saves())
+        _killed(f"--out {out} {line}", run.Run, "_save", recipe="at_resnet18", by=_after_saves(2))
     assert _run("at_resnet18", "--out r --train.epochs 3 --train.drops 1 2 --accept-changes") == 0
     more = "--train.epochs 3 --train.drops 1 2 --train.momentum 0.1 --accept-changes"
     assert _run("at_resnet18", f"--out s {more}") == 0
@@ -721,16 +752,100 @@ def test_an_accepted_momentum_is_the_one_that_trains(here):
     ).read_bytes()
 
 
-def _after_two_saves(real=run.Run._save):
+def _after_saves(number, real=run.Run._save):
     calls = []
 
     def save(*args):
         real(*args)
         calls.append(args)
-        if len(calls) == 2:
+        if len(calls) == number:
             raise _Kill
 
     return save
+
+
+@pytest.mark.parametrize("at", ["_start_folder", "_announce"])
+def test_what_was_accepted_outlives_a_kill_before_the_next_checkpoint(here, at):
+    """Killed before settings.yaml says the new settings, and after."""
+    _killed("--checkpoint.every-steps 3 --out r", run.Run, "_save", _after_saves(3), "at_resnet18")
+    assert checkpoint.newest(here / "r/checkpoints").state["best"]["epoch"] == 0
+    line = "--checkpoint.every-steps 3 --out r --train.drops 1 --eval.seed 1 --accept-changes"
+    _killed(line, run.Run, at, recipe="at_resnet18")
+    assert checkpoint.newest(here / "r/checkpoints").state["best"] == {}
+    assert _run("at_resnet18", line) == 0
+    results = _results(here / "r")
+    assert [change["setting"] for change in results["changed"]] == ["train.drops", "eval.seed"]
+    assert results["epochs"]["best"] == 1  # the other one was chosen by another measure
+
+
+def test_an_epoch_that_begins_again_is_gone_on_from_where_it_was_killed(here):
+    """Not from the later step of the batches that it had before."""
+    for out in ("r", "s"):
+        by = _after_saves(3)
+        _killed(f"--checkpoint.every-steps 1 --out {out}", run.Run, "_save", by, "at_resnet18")
+    saved = checkpoint.newest(here / "r/checkpoints")
+    assert (saved.epoch, saved.step) == (0, 3)
+    line = "--checkpoint.every-steps 1 --train.batch-size 8 --accept-changes"
+    _killed(f"{line} --out r", run.Run, "_save", _after_saves(2), "at_resnet18")
+    saved = checkpoint.newest(here / "r/checkpoints")
+    assert (saved.epoch, saved.step) == (0, 1)
+    assert [change["now"] for change in saved.state["accepted"]] == [8]
+    for out in ("r", "s"):
+        assert _run("at_resnet18", f"{line} --out {out}") == 0
+    _same_run(here / "r", here / "s")
+    assert _results(here / "r")["changed"] == _results(here / "s")["changed"]
+
+
+def test_a_best_network_of_a_course_that_was_left_is_not_taken_for_the_run_s(here, monkeypatch):
+    """It lies there from after the checkpoint, and the epochs after it are others with what was accepted."""
+    told = iter([10.0, 10.0, 20.0, 20.0, 30.0, 30.0, 5.0, 5.0, 4.0, 4.0])
+    monkeypatch.setattr(run.Run, "_accuracy", lambda self, network, images, attack: next(told))
+    line = "--train.epochs 4 --checkpoint.every-epochs 2 --out r --eval.attacks natural"
+    calls = []
+
+    def left_in_epoch_3(engine, epoch, real=Engine.epoch, **settings):
+        calls.append(epoch)
+        if epoch == 3:
+            raise _Kill
+        return real(engine, epoch, **settings)
+
+    _killed(line, Engine, "epoch", left_in_epoch_3, "at_resnet18")
+    left = (here / "r/best/model.safetensors").read_bytes()
+    assert checkpoint.newest(here / "r/checkpoints").state["best"]["epoch"] == 1
+    assert _run("at_resnet18", f"{line} --train.lr 0.01 --accept-changes") == 0
+    assert _results(here / "r")["epochs"] == {"best": 2, "last": 3}
+    assert (here / "r/best/model.safetensors").read_bytes() != left
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "--train.epochs 1",
+            "is at epoch 2, step 0: --train.epochs 1 leaves nothing to train; it must be above 2",
+        ),
+        ("--eval.seed 1", "its best epoch was chosen before --eval.seed changed"),
+        ("--data.holdout 5", "its best epoch was chosen before --data.holdout, --data changed"),
+    ],
+)
+def test_what_a_finished_run_cannot_follow_is_refused_before_any_compute(
+    done, capsys, monkeypatch, line, said
+):
+    before = _files(done)
+    for name in ("evaluate", "accuracy_under"):
+        monkeypatch.setattr(run, name, _raise_kill)
+    assert _run("at_resnet18", f"--out r {line} --accept-changes") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "--resume never to start it again" in error
+    assert _files(done) == before
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_is_not_shortened_to_less_than_it_has_trained(here, capsys, epochs):
+    _killed("--train.epochs 3 --out r", run.Run, "_save", _after_saves(2), "at_resnet18")
+    assert _run("at_resnet18", f"--train.epochs {epochs} --out r --accept-changes") == 2
+    assert f"--train.epochs {epochs} leaves nothing to train; it must be above 2" in capsys.readouterr().err
 
 
 def test_another_network_cannot_be_accepted(done, capsys):
@@ -783,6 +898,16 @@ def test_a_finished_run_is_measured_otherwise_without_training(done, monkeypatch
     after = _files(done)
     for name in ("metrics.jsonl", "best/model.safetensors", "last/model.safetensors"):
         assert after[name] == before[name]
+
+
+def test_a_finished_run_is_measured_under_another_radius_without_training(done, monkeypatch):
+    """Validation's radius is the attack's: nothing that was trained or chosen depends on this one."""
+    monkeypatch.setattr(Engine, "epoch", _raise_kill)
+    before = _results(done)["best"]["pgd10"]
+    assert _run("at_resnet18", "--out r --eval.eps 0.4") == 0
+    results = _results(done)
+    assert (results["evaluation"]["eps"], results["changed"]) == (0.4, [])
+    assert results["best"]["pgd10"] < before
 
 
 def test_resume_never_starts_again_and_leaves_nothing_of_the_old_run(done, finished):

@@ -127,7 +127,9 @@ def test_the_same_cell_of_two_studies_is_one_folder():
     )
 
 
-@pytest.mark.parametrize("name", ["aa_limit", "attacks", "batch_size", "curve_limit", "fast", "limit", "of"])
+@pytest.mark.parametrize(
+    "name", ["aa_limit", "attacks", "batch_size", "curve_limit", "eps", "fast", "limit", "of"]
+)
 def test_how_a_run_is_measured_is_not_in_its_folder_s_name(name):
     assert overrides.named({f"eval.{name}": 1}) == ""
     assert not overrides.matters(f"eval.{name}")

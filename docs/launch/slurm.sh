@@ -17,8 +17,8 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not take it over from sbatch
 
 # all processes stop at the same step and exit with 5, but not in the same millisecond: --kill-on-bad-exit=1 would kill
-# the slower ones and return 137 for 5; and when training is over, the first process evaluates while the others are
-# done: no --wait. What another process's crash leaves behind ends by itself, at its next word with that process
+# the slower ones and return 137 for 5; and when all is measured, the first process still writes the report after the
+# others have ended: no --wait. What another process's crash leaves behind ends by itself, at its next word with it
 code=0
 # shellcheck disable=SC2016 # the variables are those of each task
 srun --kill-on-bad-exit=0 --wait=0 \

@@ -4,19 +4,13 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ParamSpec, Protocol
+from typing import ParamSpec
 
 from iad_ext.checks import check_name
 from iad_ext.names import refuse_unknown, unknown
 from iad_ext.objectives.core import Objective
 
 P = ParamSpec("P")
-
-
-class Plugin(Protocol):
-    """(objective, value, further settings as keywords) -> objective."""
-
-    def __call__(self, objective: Objective, value: Any, /, **settings: Any) -> Objective: ...  # noqa: D102
 
 
 ROWS: dict[str, Callable[..., Objective]] = {}

@@ -128,8 +128,7 @@ class PixelModule(nn.Module):
 
 
 def type_of(module: nn.Module) -> torch.dtype:
-    """The floating type of a module's parameters."""
-    """The floating type that a module computes in."""
+    """The floating type that a module computes in: its parameters'."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
