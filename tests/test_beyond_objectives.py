@@ -141,10 +141,23 @@ def test_igdm_grows_linearly_from_its_first_epoch_to_its_last():
     one, ten, last = (objective(outputs, labels, epoch=e).terms["igdm"] for e in (0, 9, 99))
     torch.testing.assert_close(ten, 10 * one)
     torch.testing.assert_close(last, 100 * one)
+    for beyond in (100, 1000):
+        assert torch.equal(objective(outputs, labels, epoch=beyond).terms["igdm"], last)
     # a student that answers to the attack as the teacher does has nothing to match, whatever it says
     same = outputs.student_mirror + outputs.teacher_adv - outputs.teacher_mirror + 3.0
     matched = Outputs(**{p: getattr(outputs, p) for p in PASSES if p != "student_adv"}, student_adv=same)
     assert objective(matched, labels, epoch=10).terms["igdm"].abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("row", ["rslad", "iad1", "iad2", "mtard"])
+@pytest.mark.parametrize("change", [{"target": "swap"}, {"class_temperature": {0: 2.0, 1: 0.5, 2: 3.0}}])
+def test_igdm_matches_what_the_teacher_said_whatever_is_made_of_it(row, change):
+    outputs, labels = random_batch(n=12, classes=3)
+    changed, plain = (
+        build(row, igdm=2.0, **settings)(outputs, labels, epoch=AFTER) for settings in (change, {})
+    )
+    assert torch.equal(changed.terms["igdm"], plain.terms["igdm"])
+    assert not torch.equal(changed.terms["teacher"], plain.terms["teacher"])
 
 
 @batches

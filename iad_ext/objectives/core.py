@@ -108,7 +108,9 @@ class ImageWeight:
 
 @dataclass(frozen=True)
 class Target:
-    """What becomes of a pass before the terms read it as their target; trust and sample weights see it as it was.
+    """What becomes of a pass before the terms read it as their target.
+
+    Trust, sample weights and terms that read passes `as_run` see it as it was.
 
     Attributes:
         passes: the passes that it changes, where they were run.
@@ -188,6 +190,7 @@ class Term:
         factor: per-image multiplier, if any.
         formula: the unweighted term, for people.
         cross_entropy_of: the pass whose cross-entropy with the labels this is, if that is what it is.
+        as_run: whether the term reads every pass as it was run, and not as the objective's targets leave it.
     """
 
     name: str
@@ -197,6 +200,7 @@ class Term:
     weight: float = 1.0
     factor: Factor | None = None
     cross_entropy_of: str | None = None
+    as_run: bool = False
 
     def active(self, epoch: int) -> bool:
         """Whether the term takes part at `epoch`."""
@@ -299,10 +303,10 @@ class Objective:
         trust = self.trust_of(outputs, labels) if self.trust_of is not None and self.reads_trust else None
         by_image = [weight(outputs, labels) for weight in self.sample_weights]
         by_step = self._balanced(balance, outputs)
-        outputs = self.with_targets(outputs, labels, epoch)
+        changed = self.with_targets(outputs, labels, epoch)
         weighted = {}
         for term in active:
-            loss_of_term = term.weight * term.loss(outputs, labels)
+            loss_of_term = term.weight * term.loss(outputs if term.as_run else changed, labels)
             if term.factor:
                 loss_of_term = term.factor.value(trust, epoch) * loss_of_term
             if term.name in by_step:
@@ -312,7 +316,7 @@ class Objective:
         return Loss(total=per_image.mean(), terms=weighted, per_image=per_image, trust=trust)
 
     def with_targets(self, outputs: Outputs, labels: Labels, epoch: int) -> Outputs:
-        """Return the outputs as the terms read them."""
+        """Return the outputs as the terms read them, but for those that read passes as they were run."""
         for target in self.targets:
             outputs = target(outputs, labels, epoch)
         return outputs

@@ -139,11 +139,12 @@ def igdm(objective: Objective, weight: float, /, *, ramp_epochs: int = 200) -> O
 
     x̄ = 2x − x̃ is the adversarial image mirrored in the natural one, not clipped to [0, 1]; a difference of logits
     across it stands for the gradient along the attack's direction, and softmax is taken of the difference.
-    a = weight · (epoch + 1) / ramp_epochs. Source: the released code, epochs counted from 0.
+    a = weight · min(1, (epoch + 1) / ramp_epochs). Source: the released code, epochs counted from 0. The teacher is
+    read as it was run: logits that `target` or `class_temperature` changed differ by that, and not by its gradient.
 
     Args:
         objective: any; one without a teacher needs one then.
-        weight: a in the last epoch, > 0; 20 on CIFAR-100 in the code, 1 on CIFAR-10 in that of SAAD's authors.
+        weight: a from the ramp's end on, > 0; 20 on CIFAR-100 in the code, 1 on CIFAR-10 in that of SAAD's authors.
         ramp_epochs: the run's epochs, > 0.
     """
     check_number("igdm", weight, above=0)
@@ -156,7 +157,9 @@ def igdm(objective: Objective, weight: float, /, *, ramp_epochs: int = 200) -> O
         )
 
     growing = Factor(
-        lambda _, epoch: (epoch + 1) / ramp_epochs, reads_trust=False, formula=f"(epoch+1)/{ramp_epochs}"
+        lambda _, epoch: min(1.0, (epoch + 1) / ramp_epochs),
+        reads_trust=False,
+        formula=f"min(1, (epoch+1)/{ramp_epochs})",
     )
     term = Term(
         name="igdm",
@@ -164,6 +167,7 @@ def igdm(objective: Objective, weight: float, /, *, ramp_epochs: int = 200) -> O
         reads=frozenset({"student_adv", "student_mirror", "teacher_adv", "teacher_mirror"}),
         weight=weight,
         factor=growing,
+        as_run=True,
         formula="KL(T_at(x̃) − T_at(x̄) → S(x̃) − S(x̄))",
     )
     attack = "pgd" if objective.attack == "none" else objective.attack
@@ -222,8 +226,8 @@ def target(objective: Objective, name: str, /) -> Objective:
     Args:
         objective: any.
         name: `swap` (Park & Min 2024, DGAD: the logits of the true class and of the largest one change places, so that
-            a teacher that is wrong is right, as sure as it was). Trust, sample weights and attacks still see what the
-            teacher said.
+            a teacher that is wrong is right, as sure as it was). Trust, sample weights, attacks and IGDM still see
+            what the teacher said.
     """
     check_name("target", name)
     if name not in TARGETS:
