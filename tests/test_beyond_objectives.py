@@ -354,7 +354,7 @@ def test_mtards_weights_are_the_loops(rate, slowed, power, losses):
     objective = objectives.mtard(balance_rate=rate, balance_power=power)
     state, weights, first = objective.balance.begin(), [0.5, 0.5], None
     for pair in losses:
-        state = objective.balance.updated(state, torch.tensor(pair) * state[0], slowed=slowed)
+        state = objective.balance.updated(state, torch.tensor(pair), slowed=slowed)
         first = first or pair
         relative = [(now / begun) ** power for now, begun in zip(pair, first, strict=True)]
         r_w = rate * slowed
@@ -375,11 +375,29 @@ def test_a_state_weighs_the_balanced_terms_and_them_alone():
     assert torch.equal(moved.terms["self"], even.terms["self"])
 
 
+@pytest.mark.parametrize(
+    "changed", [{}, {"gate_teacher": True}, {"sample_weight": "entropy"}, {"weights": {"teacher": 7.0}}]
+)
+def test_what_is_balanced_is_what_the_terms_are_before_trust_and_weights(changed):
+    outputs, labels = random_batch()
+    state = torch.tensor([[0.2, 0.8], [1.0, 1.0]]).double()
+    plain = objectives.mtard()(outputs, labels, epoch=0)
+    alone = {name: 2 * values.detach() for name, values in plain.terms.items()}  # both weights begin at 1/2
+    objective = objectives.iad_mtard(**({"warmup_epochs": 3, "gate_teacher": False} | changed))
+    for epoch in (0, 3):
+        balanced = objective(outputs, labels, epoch=epoch, balance=state).balanced
+        assert list(balanced) == list(objective.balance.terms)
+        for name, values in balanced.items():
+            torch.testing.assert_close(values, alone[name])
+            assert not values.requires_grad
+    assert objectives.rslad()(outputs, labels, epoch=0).balanced == {}
+
+
 def test_the_teacher_that_lags_behind_is_listened_to_more():
     balance = objectives.mtard().balance
     state = balance.updated(balance.begin(), torch.tensor([1.0, 1.0]))
     assert state[0].tolist() == pytest.approx([0.5, 0.5])
-    state = balance.updated(state, torch.tensor([0.5, 0.1]) * state[0])
+    state = balance.updated(state, torch.tensor([0.5, 0.1]))
     assert state[0][0] > 0.5 > state[0][1]
 
 

@@ -79,12 +79,20 @@ class Loss:
         terms: weighted loss of each active term, (batch,) each; they sum to `per_image`.
         per_image: (batch,).
         trust: α of each image, (batch,), no gradient; ones during warm-up; None where the objective has none.
+        balanced: losses of the terms that the objective balances, before trust and every weight, (batch,) each, no
+            gradient; what `Balance.updated` takes the means of.
     """
 
     total: Scalar
     terms: dict[str, PerImage]
     per_image: PerImage
     trust: PerImage | None
+    balanced: Mapping[str, PerImage] = field(default_factory=dict)
+
+    def detached(self) -> "Loss":
+        """The same numbers without gradient."""
+        terms = {name: values.detach() for name, values in self.terms.items()}
+        return replace(self, total=self.total.detach(), terms=terms, per_image=self.per_image.detach())
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,8 @@ class Target:
 class Balance:
     """Weights of several terms that follow their relative losses from step to step (MTARD's Eq. 9 to 11).
 
-    A term that has fallen less than the others since the first step gets more weight. The state is a tensor
+    A term that has fallen less than the others since the first step gets more weight; what multiplies a term beside,
+    such as trust, does not count as its falling. The state is a tensor
     (2, terms) of float64: the weights, which sum to 1, and the losses of the first step, NaN before it. A step
     runs under the weights that the steps before it left, so that a batch can be computed in parts.
 
@@ -151,13 +160,13 @@ class Balance:
         even = torch.full((len(self.terms),), 1 / len(self.terms), dtype=torch.float64, device=device)
         return torch.stack([even, torch.full_like(even, torch.nan)])
 
-    def updated(self, state: Tensor, weighted: Tensor, *, slowed: float = 1.0) -> Tensor:
-        """The state after a step, from the batch means (terms,) of the terms as the step weighted them.
+    def updated(self, state: Tensor, losses: Tensor, *, slowed: float = 1.0) -> Tensor:
+        """The state after a step, from the batch means (terms,) of `Loss.balanced`.
 
         `slowed` multiplies the rate; in [0, 1].
         """
         weights, first = state
-        losses = weighted.double() / weights
+        losses = losses.double()
         first = torch.where(first.isnan(), losses, first)
         tiny = torch.finfo(torch.float64).tiny
         relative = (losses.clamp(min=tiny) / first.clamp(min=tiny)) ** self.power
@@ -304,16 +313,18 @@ class Objective:
         by_image = [weight(outputs, labels) for weight in self.sample_weights]
         by_step = self._balanced(balance, outputs)
         changed = self.with_targets(outputs, labels, epoch)
-        weighted = {}
+        weighted, balanced = {}, {}
         for term in active:
-            loss_of_term = term.weight * term.loss(outputs if term.as_run else changed, labels)
+            alone = term.loss(outputs if term.as_run else changed, labels)
+            loss_of_term = term.weight * alone
             if term.factor:
                 loss_of_term = term.factor.value(trust, epoch) * loss_of_term
             if term.name in by_step:
+                balanced[term.name] = alone.detach()
                 loss_of_term = by_step[term.name] * loss_of_term
             weighted[term.name] = functools.reduce(torch.mul, by_image, loss_of_term)
         per_image = functools.reduce(torch.add, weighted.values())
-        return Loss(total=per_image.mean(), terms=weighted, per_image=per_image, trust=trust)
+        return Loss(per_image.mean(), weighted, per_image, trust, balanced)
 
     def with_targets(self, outputs: Outputs, labels: Labels, epoch: int) -> Outputs:
         """Return the outputs as the terms read them, but for those that read passes as they were run."""

@@ -289,7 +289,7 @@ def iad_mtard(
     """introspect(MTARD): w₁ τ² α KL(T_at(x̃) → S(x̃); τ) + w₂ τ² KL(T_st(x) → S(x); τ) + ½ τ² γ KL(S(x) → S(x̃)).
 
     Arguments as for `mtard` and `introspect`. Not of a paper: introspection takes the weight that both teachers start
-    with, and α weighs the adversarial teacher as in IAD-II.
+    with, and α weighs the adversarial teacher as in IAD-II. w₁ and w₂ follow the losses before α.
     """
     return introspect(
         mtard(tau=tau, balance_rate=balance_rate, balance_power=balance_power),
