@@ -1,6 +1,8 @@
 """Later methods by command line, YAML and ART: what is given arrives, and wrong values are refused."""
 
+import importlib.util
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from iad_ext import IntrospectiveAdversarialDistiller, objectives
-from iad_ext.objectives import PLUGINS
+from iad_ext import settings as settings_module
+from iad_ext.objectives import PLUGINS, plugins
 from iad_ext.plan import Plan
 from iad_ext.settings import (
     ObjectiveSettings,
@@ -17,6 +20,7 @@ from iad_ext.settings import (
     TrainSettings,
     from_command_line,
     from_yaml,
+    not_read,
     objective_arguments,
     options_of,
     to_yaml,
@@ -60,6 +64,35 @@ def test_a_plugin_by_command_line_and_by_yaml_is_the_one_by_name(plug):
     assert repr(plan.objective) == repr(objectives.build("rslad", **given))
     again = Plan.of(from_yaml(to_yaml(plan.settings)))
     assert repr(again.objective) == repr(plan.objective)
+
+
+def test_a_recipes_beta_gives_way_to_another_trust_and_ones_own_is_said():
+    settings = Settings(recipe="test", objective=ObjectiveSettings(name="iad1", beta=0.1))
+    recipe = Recipe(title="A recipe of a test", settings=settings)
+    said = {}
+    for line in ("--objective.trust margin", "--objective.trust margin --objective.beta 0.3"):
+        found = from_command_line(recipe, line.split())
+        assert "beta" not in Plan.of(found).objective.settings
+        said[line] = list(not_read(recipe, found))
+    assert list(said.values()) == [
+        [],
+        ["--objective.beta is not used: --objective.trust takes its place"],
+    ]
+
+
+@pytest.mark.parametrize("name", ["trust", "target", "sample_weight"])
+def test_what_is_added_to_a_plugin_is_known_on_the_command_line(name, monkeypatch):
+    table = {"trust": plugins.TRUSTS, "target": plugins.TARGETS, "sample_weight": plugins.SAMPLE_WEIGHTS}[
+        name
+    ]
+    monkeypatch.setitem(table, "of_ones_own", next(iter(table.values())))
+    spec = importlib.util.spec_from_file_location("settings_again", settings_module.__file__)
+    again = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "settings_again", again)
+    spec.loader.exec_module(again)
+    recipe = again.Recipe(title="A recipe of a test", settings=again.Settings())
+    read = again.from_command_line(recipe, [f"--objective.{name.replace('_', '-')}", "of_ones_own"])
+    assert getattr(read.objective, name) == "of_ones_own"
 
 
 def test_options_reach_arguments_that_have_no_setting_of_their_own():

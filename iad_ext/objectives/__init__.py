@@ -43,10 +43,12 @@ from iad_ext.objectives.registry import (
     ROWS,
     as_objective,
     build,
+    instead_of,
     plugin,
     plugin_settings,
     row,
     takes,
+    unread,
 )
 from iad_ext.objectives.since import adaad, adaiad, adr, iad_mtard, iad_rslad, mart, mtard, rslad
 
@@ -85,6 +87,7 @@ __all__ = [
     "iad_mtard",
     "iad_rslad",
     "igdm",
+    "instead_of",
     "introspect",
     "label_smoothing",
     "mart",
@@ -99,4 +102,5 @@ __all__ = [
     "target",
     "trades",
     "trust",
+    "unread",
 ]
