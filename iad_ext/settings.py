@@ -22,7 +22,7 @@ from iad_ext.attacks import TRAINING_ATTACKS
 from iad_ext.augment import AUGMENTATIONS
 from iad_ext.files import parse_yaml
 from iad_ext.names import unknown
-from iad_ext.objectives import ROWS, takes
+from iad_ext.objectives import ROWS, build, of_epochs
 from iad_ext.objectives import unread as unread_beside
 from iad_ext.objectives.plugins import SAMPLE_WEIGHTS, TARGETS, TRUSTS
 from iad_ext.rates import COURSES
@@ -479,6 +479,22 @@ def not_read(recipe: Recipe, settings: Settings) -> Iterator[str]:
         yield f"--train.drops {' '.join(late)} is not reached: the last epoch is {train.epochs - 1}"
 
 
+def not_own(recipe: Recipe, settings: Settings) -> Iterator[str]:
+    """Say which of the attack's settings are still the recipe's, where another objective has its own."""
+    usual, name = recipe.defaults(data=settings.data.name), settings.objective.name
+    if name == usual.objective.name:
+        return
+    objective = build(name)
+    if objective.attack == "none":
+        return
+    own = {"name": objective.attack, "mode": "train" if objective.attack_training else "eval"}
+    for setting, value in own.items():
+        kept = getattr(settings.attack, setting)
+        if kept != value and kept == getattr(usual.attack, setting):
+            here = option(f"attack.{setting}")
+            yield f"{here} {kept} is the recipe's; {name}'s own, as in the ART trainer, is {here} {value}"
+
+
 def weights_of(text: str | None) -> dict[str, float] | None:
     """Read `label=1,self=0`."""
     if not text:
@@ -545,7 +561,7 @@ def _option_value(text: str) -> Any:
 
 
 def objective_arguments(settings: ObjectiveSettings, *, epochs: int | None = None) -> dict[str, Any]:
-    """The arguments to build the objective with: every knob that is set, and the run's epochs where it ramps.
+    """The arguments to build the objective with: every knob that is set, and what follows the run's epochs.
 
     A knob that nothing reads beside a chosen plug-in is left out, since a recipe sets some; see `not_read`.
     """
@@ -563,9 +579,7 @@ def objective_arguments(settings: ObjectiveSettings, *, epochs: int | None = Non
             raise ValueError(f"--objective.options and {option(f'objective.{name}')} both set {name}")
         given[name] = value
     given = {name: value for name, value in given.items() if name not in unread_beside(given)}
-    if epochs is not None and takes(settings.name, "ramp_epochs", given):
-        given.setdefault("ramp_epochs", epochs)
-    return given
+    return given if epochs is None else given | of_epochs(settings.name, epochs, given)
 
 
 # ---------------------------------------------------------------------------------------------- YAML

@@ -44,11 +44,13 @@ from iad_ext.objectives.registry import (
     as_objective,
     build,
     instead_of,
+    of_epochs,
     plugin,
     plugin_settings,
     row,
     takes,
     unread,
+    warmup_share,
 )
 from iad_ext.objectives.since import adaad, adaiad, adr, iad_mtard, iad_rslad, mart, mtard, rslad
 
@@ -92,6 +94,7 @@ __all__ = [
     "label_smoothing",
     "mart",
     "mtard",
+    "of_epochs",
     "plugin",
     "plugin_settings",
     "row",
@@ -103,4 +106,5 @@ __all__ = [
     "trades",
     "trust",
     "unread",
+    "warmup_share",
 ]

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -244,7 +243,7 @@ class Objective:
     trust_of: ImageWeight | None = None
     warmup: "Objective | None" = None
     warmup_epochs: int = 0
-    attack: Literal["pgd", "trades", "rslad", "adaad", "mart", "adr", "none"] = "pgd"
+    attack: str = "pgd"
     attack_training: bool = True
     introspection_weight: float = 1.0
     introspection_scale: float = 1.0

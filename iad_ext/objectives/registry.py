@@ -102,6 +102,25 @@ def _weighted(objective: Objective, weights: object) -> Objective:
     return objective.with_weights(weights)  # type: ignore[arg-type]
 
 
+def warmup_share(share: float) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
+    """Say of a row, below its `@row`, what share of a run's epochs its warm-up is where no number is given."""
+
+    def noted(constructor: Callable[P, Objective]) -> Callable[P, Objective]:
+        constructor.warmup_share = share  # type: ignore[attr-defined]
+        return constructor
+
+    return noted
+
+
+def of_epochs(name: str, epochs: int, given: Mapping[str, object]) -> dict[str, int]:
+    """The settings that the objective called `name` takes from a run of `epochs`, less those that are given."""
+    share = getattr(ROWS[name], "warmup_share", None)
+    found = {} if share is None else {"warmup_epochs": round(share * epochs)}
+    if takes(name, "ramp_epochs", given):
+        found["ramp_epochs"] = epochs
+    return {setting: value for setting, value in found.items() if given.get(setting) is None}
+
+
 def takes(name: str, setting: str, chosen: Mapping[str, object]) -> bool:
     """Whether the objective called `name` has an argument `setting`, of its own or of one of its chosen plug-ins."""
     if setting in inspect.signature(ROWS[name]).parameters:

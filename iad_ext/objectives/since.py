@@ -14,7 +14,7 @@ from iad_ext.checks import check_number, check_whole
 from iad_ext.objectives import parts
 from iad_ext.objectives.core import SYMBOLS, Balance, Objective, Outputs, Target, Term, Weights
 from iad_ext.objectives.introspection import Gamma, introspect
-from iad_ext.objectives.registry import row
+from iad_ext.objectives.registry import row, warmup_share
 from iad_ext.types import Labels, Logits, PerImage
 
 # ---------------------------------------------------------------------------------------------- soft labels
@@ -213,6 +213,7 @@ def _check_pair(name: str, pair: tuple[float, float], **limits: float) -> None:
 
 
 @row
+@warmup_share(0.3)
 def adaiad(
     *,
     beta: float = 0.1,
@@ -243,6 +244,7 @@ def adaiad(
 
 
 @row
+@warmup_share(0.3)
 def iad_rslad(
     *,
     beta: float = 0.1,
@@ -273,6 +275,7 @@ def iad_rslad(
 
 
 @row
+@warmup_share(0.3)
 def iad_mtard(
     *,
     beta: float = 0.1,

@@ -636,7 +636,17 @@ def test_other_options_are_another_fit(sets, teacher, tmp_path):  # noqa: F811
         (
             {"objective": "adr", "average": "swa"},
             ValueError,
-            "adr is taught by a moving average, which swa is not; take average='ema'",
+            "adr is taught by an ema of decay 0.995 from epoch 0 on, and swa from epoch 0 on would teach",
+        ),
+        (
+            {"objective": "adr", "average": "ema", "average_decay": 0.9},
+            ValueError,
+            "and an ema of decay 0.9 from epoch 0 on would teach in its place; average by none",
+        ),
+        (
+            {"objective": "adr", "average": "ema", "average_start": 2},
+            ValueError,
+            "and an ema of decay 0.995 from epoch 2 on would teach",
         ),
     ],
 )
