@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from iad_ext import attacks, compiling, objectives, precision
-from iad_ext.attacks import READ_BY_ATTACK, THROUGH_TEACHER
+from iad_ext.attacks import TRAINING_ATTACKS
 from iad_ext.averaging import WeightAverage
 from iad_ext.backbones import create_network
 from iad_ext.batches import Batches
@@ -159,8 +159,9 @@ class Ours:
         attack = attack or method.attack or ("trades" if self.objective.attack == "trades" else "pgd")
         needed = self.objective.needs(self.epoch)
         if needed & ADVERSARIAL_PASSES:
-            needed |= READ_BY_ATTACK.get(attack, frozenset())
-        asks_teacher = any(name.startswith("teacher") for name in needed) or attack in THROUGH_TEACHER
+            needed |= TRAINING_ATTACKS[attack].reads
+        through_teacher = TRAINING_ATTACKS[attack].through_teacher
+        asks_teacher = through_teacher or any(name.startswith("teacher") for name in needed)
         memory_format = torch.channels_last if decided.channels_last else torch.contiguous_format
 
         def network(seed: int) -> nn.Module:

@@ -53,6 +53,12 @@ Stepper: TypeAlias = Callable[[Images, Images, Tensor], tuple[Images, Images]]
 class _ModeKept:
     """What every attack here adds to its torchattacks base: its mode, exact restoration, a given start."""
 
+    reads: frozenset[str] = frozenset()
+    """Passes that a step runs for the attack before it."""
+    through_teacher = False
+    """Whether every step goes through the teacher too, which `teacher=` is then."""
+    predicts_first = False
+    """Whether the model is run on natural images once before the first step."""
     stuck: PerImage | None = None
     """(N,), the share of an image's steps on which its gradient was exactly zero, in the last attack; None without a
     `loss_scale`, which is where gradients can underflow."""
@@ -299,6 +305,8 @@ class TRADESPGD(_ModeKept, torchattacks.TPGD):  # type: ignore[misc]
     Source: Zhang et al. (2019); torchattacks' TPGD. Labels are not read.
     """
 
+    predicts_first = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -347,8 +355,6 @@ class MARTPGD(PGD):
 class _FromPass(PGD):
     """An attack away from a pass on natural images, given with each call: a step runs it once for attack and loss."""
 
-    reads: frozenset[str]
-    """The pass."""
     climbs: str
     as_target = False
     """Whether it climbs away from the pass as the objective's terms read it, and not as it was run."""
@@ -408,6 +414,8 @@ class AdaADPGD(MARTPGD):
         teacher: T, in eval mode; its parameters get no gradient.
     """
 
+    through_teacher = True
+
     def __init__(self, model: nn.Module, *, teacher: nn.Module, **settings: Unpack[Settings]) -> None:
         super().__init__(model, **settings)
         if not isinstance(teacher, nn.Module):
@@ -427,6 +435,7 @@ class AdaADPGD(MARTPGD):
         return F.kl_div(student, goal, reduction="sum", log_target=True)
 
 
+# an entry is an attack's name everywhere; what else there is to know of it, its class says
 TRAINING_ATTACKS: dict[str, type[PGD] | type[TRADESPGD]] = {
     "pgd": PGD,
     "trades": TRADESPGD,
@@ -435,10 +444,6 @@ TRAINING_ATTACKS: dict[str, type[PGD] | type[TRADESPGD]] = {
     "adaad": AdaADPGD,
     "adr": ADRPGD,
 }
-# passes that an attack has the step run for it, by name
-READ_BY_ATTACK: dict[str, frozenset[str]] = {"rslad": RSLADPGD.reads, "adr": ADRPGD.reads}
-# attacks whose every step goes through the teacher too
-THROUGH_TEACHER = frozenset({"adaad"})
 
 
 def build(
@@ -467,8 +472,9 @@ def build(
         "training": training,
         "loss_scale": loss_scale,
     }
-    if name not in THROUGH_TEACHER:
-        return TRAINING_ATTACKS[name](model, **settings)
+    kind = TRAINING_ATTACKS[name]
+    if not kind.through_teacher:
+        return kind(model, **settings)
     if teacher is None:
         raise ValueError(f"the attack {name} goes through the teacher too; give it teacher=")
-    return AdaADPGD(model, teacher=teacher, **settings)
+    return kind(model, teacher=teacher, **settings)  # type: ignore[call-arg]

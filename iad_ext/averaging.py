@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from iad_ext.checks import check_number, check_whole
 from iad_ext.modes import mode
 from iad_ext.names import unknown
+from iad_ext.objectives import Objective
 from iad_ext.types import Images
 
 Kind = Literal["ema", "swa"]
@@ -83,6 +84,22 @@ def become(network: nn.Module, other: nn.Module) -> None:
 
 def _tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
+
+
+def check_taught(objective: Objective, *, kind: Kind | Literal["none"], decay: float, start: int) -> None:
+    """Refuse an average that would teach in the place of the one that the objective is taught by, and is another.
+
+    Raises:
+        ValueError: says which average teaches, and which was asked for.
+    """
+    its = objective.average_decay
+    if its is None or kind == "none" or (kind, decay, start) == ("ema", its, 0):
+        return
+    asked = f"an ema of decay {decay:g}" if kind == "ema" else kind
+    raise ValueError(
+        f"{objective.name} is taught by an ema of decay {its:g} from epoch 0 on, and {asked} from epoch {start} on "
+        f"would teach in its place; average by none, or by ema with the decay {its:g} and the start 0"
+    )
 
 
 def keeping_statistics(network: nn.Module) -> list[_BatchNorm]:

@@ -25,7 +25,7 @@ from iad_ext.averaging import WeightAverage
 from iad_ext.checkpoint import optimizer_numbers, optimizer_tensors, restore_optimizer
 from iad_ext.diagnostics import FIGURES, HISTOGRAM, Sums, figures, introspection_share
 from iad_ext.modes import buffers_kept
-from iad_ext.objectives import Objective, Outputs
+from iad_ext.objectives import Loss, Objective, Outputs
 from iad_ext.precision import Precision
 from iad_ext.processes import anyone
 from iad_ext.randomness import stream_seed
@@ -280,17 +280,17 @@ class Engine:
             for k, (batch, start) in enumerate(pieces):
                 with self._synchronised(last=k == self.accumulation - 1):
                     results.append(self._backward(batch, start, epoch, step, prepared[k]))
-        if before is not None and self._to_skip(epoch, step, [loss for _, loss in results]):
+        if before is not None and self._to_skip(epoch, step, [loss.terms for _, loss in results]):
             for buffer, value in zip(self.student.buffers(), before, strict=True):
                 buffer.copy_(value)
             return total
         for found, loss in results:
             self.sums.add(found)
-            self._remember_bad(loss, step)
+            self._remember_bad(loss.terms, step)
         self._prepared_optimizer.step()
         if self.average is not None:
             self.average.after_step(self.student, epoch)
-        self._balance_terms([loss for _, loss in results], total)
+        self._balance_terms([loss.balanced for _, loss in results], total)
         return total
 
     def _balance_terms(self, losses: Sequence[Mapping[str, PerImage]], total: int) -> None:
@@ -349,8 +349,8 @@ class Engine:
 
     def _backward(
         self, batch: Batch, noise: Images | None, epoch: int, step: int, prepared: Prepared | None
-    ) -> tuple[dict[str, PerImage], Mapping[str, PerImage]]:
-        """Run a part of a step up to its gradients; returns its figures and its loss by terms."""
+    ) -> tuple[dict[str, PerImage], Loss]:
+        """Run a part of a step up to its gradients; returns its figures and its loss, without the graph."""
         if prepared is None:
             result = self._step(batch.images, batch.labels, epoch=epoch, noise=noise, balance=self.balance)
         else:
@@ -363,7 +363,7 @@ class Engine:
         stuck = getattr(self.attack, "stuck", None)
         if stuck is not None:
             found[UNDERFLOW] = 100.0 * stuck
-        return found, {name: values.detach() for name, values in result.loss.terms.items()}
+        return found, result.loss.detached()
 
     def _observed(self, result: StepResult, images: Images, step: int) -> Outputs:
         """The step's outputs with the teacher's passes that only the figures read, where this step has them."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from iad_ext import objectives, rates
 from iad_ext import settings as settings_
-from iad_ext.attacks import READ_BY_ATTACK, THROUGH_TEACHER
+from iad_ext.attacks import TRAINING_ATTACKS
+from iad_ext.averaging import check_taught
 from iad_ext.backbones import create_network
 from iad_ext.data import Splits, load_splits, locate
 from iad_ext.evaluation import ATTACKS
@@ -44,10 +45,8 @@ class Plan:
             settings.objective.name,
             **settings_.objective_arguments(settings.objective, epochs=settings.train.epochs),
         )
-        if objective.average_decay is not None and settings.average.name == "swa":
-            raise ValueError(
-                f"{objective.name} is taught by a moving average, which swa is not; take --average.name ema or none"
-            )
+        average = settings.average
+        check_taught(objective, kind=average.name, decay=average.decay, start=average.start)
         _check_attack(settings.attack.name, objective)
         names = words(settings.eval.attacks)
         for name in names:
@@ -88,9 +87,8 @@ class Plan:
 
     def _attack_passes(self) -> frozenset[str]:
         """The passes that the attack reads, or goes through."""
-        name = self.settings.attack.name
-        through = frozenset({"teacher_adv"} if name in THROUGH_TEACHER else ())
-        return READ_BY_ATTACK.get(name, frozenset()) | through
+        attack = TRAINING_ATTACKS[self.settings.attack.name]
+        return attack.reads | frozenset({"teacher_adv"} if attack.through_teacher else ())
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch."""
@@ -107,13 +105,13 @@ class Plan:
         """The step's cost in forward passes of one image (a backward is two), and where it goes."""
         needed = self.objective.needs(epoch)
         steps = self.settings.attack.steps if needed & ADVERSARIAL_PASSES else 0
-        attack_name = self.settings.attack.name
-        networks = 2 if attack_name in THROUGH_TEACHER else 1
-        attack = 2 * steps * networks + (1 if steps and attack_name == "trades" else 0)
+        kind = TRAINING_ATTACKS[self.settings.attack.name]
+        networks = 2 if kind.through_teacher else 1
+        attack = 2 * steps * networks + (1 if steps and kind.predicts_first else 0)
         update = 3 * sum(name.startswith("student") for name in needed)
         if self.settings.train.awp and epoch >= self.settings.train.awp_start:
             update *= 2
-        read = READ_BY_ATTACK.get(attack_name, frozenset()) if steps else frozenset()
+        read = kind.reads if steps else frozenset()
         teachers = sum(not name.startswith("student") for name in needed | read)
         total = attack + update + teachers
         return total, f"{total} F = attack {attack} + student {update} + teachers {teachers}"
@@ -170,7 +168,7 @@ class Plan:
 
 
 def _check_attack(name: str, objective: Objective) -> None:
-    if "average_nat" in READ_BY_ATTACK.get(name, ()) and objective.average_decay is None:
+    if "average_nat" in TRAINING_ATTACKS[name].reads and objective.average_decay is None:
         raise ValueError(
             f"the attack {name} climbs away from a moving average of weights, which {objective.name} does not keep; "
             f"take --attack.name {objective.attack if objective.attack != 'none' else 'pgd'}"

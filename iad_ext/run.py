@@ -70,7 +70,7 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
     except ValueError as error:
         _fail(2, error)
     if os.environ.get("RANK", "0") == "0":  # of several processes one says it
-        for said in settings_.not_read(recipe, settings):
+        for said in (*settings_.not_read(recipe, settings), *settings_.not_own(recipe, settings)):
             log.warning("%s", said)
     try:
         run(settings)

@@ -22,7 +22,9 @@ from iad_ext.attacks import TRAINING_ATTACKS
 from iad_ext.augment import AUGMENTATIONS
 from iad_ext.files import parse_yaml
 from iad_ext.names import unknown, words
-from iad_ext.objectives import ROWS, takes
+from iad_ext.objectives import ROWS, build, of_epochs
+from iad_ext.objectives import unread as unread_beside
+from iad_ext.objectives.plugins import SAMPLE_WEIGHTS, TARGETS, TRUSTS
 from iad_ext.rates import COURSES
 from iad_ext.units import Pixels, parse_fraction
 
@@ -107,17 +109,17 @@ class ObjectiveSettings:
     """Epochs over which IGDM's weight and ADR's λ and τ grow or fall; all of the run when not given."""
     introspect: bool = False
     """Wrap the objective in introspection (Eq. 3); beta, gamma, gate-teacher and warmup-epochs are then known."""
-    trust: Literal["three_cases", "margin", "entropy_correct"] | None = None
+    trust: Literal[tuple(TRUSTS)] | None = None  # type: ignore[valid-type]
     """Another trust than Eq. 4's: the 0/1 gate of Section 3.2, ADR's clip, or entropy where the teacher is right."""
     igdm: float | None = None
     """Add IGDM's matching of input gradients; its weight grows from 0 to this."""
     label_smoothing: float | None = None
     """Share of every label that is spread over the classes."""
-    target: Literal["swap"] | None = None
+    target: Literal[tuple(TARGETS)] | None = None  # type: ignore[valid-type]
     """Change what teachers say: swap exchanges the true class and the largest one where they are wrong (DGAD)."""
     class_temperature: str | None = None
     """Temperature of the teachers by true class, such as 3:2,5:1.5."""
-    sample_weight: Literal["entropy", "correct", "entropy_correct"] | None = None
+    sample_weight: Literal[tuple(SAMPLE_WEIGHTS)] | None = None  # type: ignore[valid-type]
     """Weigh images: by the teacher's entropy on x̃ (after SAAD), by whether it is right on x (after DGAD), or both."""
     options: str | None = None
     """Further arguments of the objective or of plug-ins, such as balance_rate=0.05,average_decay=0.99."""
@@ -464,6 +466,10 @@ def not_read(recipe: Recipe, settings: Settings) -> Iterator[str]:
             "st trains on natural images",
         ),
     ]
+    unread += [
+        ((f"objective.{setting}",), True, f"{option(f'objective.{plug}')} takes its place")
+        for setting, plug in unread_beside(vars(settings.objective)).items()
+    ]
     now = dict(flat(settings))
     for names, is_unread, why in unread:
         for name in names:
@@ -472,6 +478,22 @@ def not_read(recipe: Recipe, settings: Settings) -> Iterator[str]:
     late = [str(drop) for drop in train.drops if drop >= train.epochs]
     if train.rates == "drops" and late and now["train.drops"] != usual["train.drops"]:
         yield f"--train.drops {' '.join(late)} is not reached: the last epoch is {train.epochs - 1}"
+
+
+def not_own(recipe: Recipe, settings: Settings) -> Iterator[str]:
+    """Say which of the attack's settings are still the recipe's, where another objective has its own."""
+    usual, name = recipe.defaults(data=settings.data.name), settings.objective.name
+    if name == usual.objective.name:
+        return
+    objective = build(name)
+    if objective.attack == "none":
+        return
+    own = {"name": objective.attack, "mode": "train" if objective.attack_training else "eval"}
+    for setting, value in own.items():
+        kept = getattr(settings.attack, setting)
+        if kept != value and kept == getattr(usual.attack, setting):
+            here = option(f"attack.{setting}")
+            yield f"{here} {kept} is the recipe's; {name}'s own, as in the ART trainer, is {here} {value}"
 
 
 def weights_of(text: str | None) -> dict[str, float] | None:
@@ -540,7 +562,10 @@ def _option_value(text: str) -> Any:
 
 
 def objective_arguments(settings: ObjectiveSettings, *, epochs: int | None = None) -> dict[str, Any]:
-    """The arguments to build the objective with: every knob that is set, and the run's epochs where it ramps."""
+    """The arguments to build the objective with: every knob that is set, and what follows the run's epochs.
+
+    A knob that nothing reads beside a chosen plug-in is left out, since a recipe sets some; see `not_read`.
+    """
     known = [f.name for f in dataclasses.fields(settings) if f.name not in ("name", "options")]
     values = {name: getattr(settings, name) for name in known}
     values |= {
@@ -554,9 +579,8 @@ def objective_arguments(settings: ObjectiveSettings, *, epochs: int | None = Non
         if name in given:
             raise ValueError(f"--objective.options and {option(f'objective.{name}')} both set {name}")
         given[name] = value
-    if epochs is not None and takes(settings.name, "ramp_epochs", given):
-        given.setdefault("ramp_epochs", epochs)
-    return given
+    given = {name: value for name, value in given.items() if name not in unread_beside(given)}
+    return given if epochs is None else given | of_epochs(settings.name, epochs, given)
 
 
 # ---------------------------------------------------------------------------------------------- YAML

@@ -32,8 +32,7 @@ def boosted_cross_entropy(logits: Logits, labels: Labels) -> PerImage:
     the logits of the other classes, where it cannot reach log 0.
     """
     log_p = F.log_softmax(logits, dim=1)
-    is_true = F.one_hot(labels, logits.shape[1]).bool()
-    rival = log_p.detach().masked_fill(is_true, -torch.inf).argmax(dim=1, keepdim=True)
+    rival = log_p.detach().scatter(1, labels[:, None], -torch.inf).argmax(dim=1, keepdim=True)
     log_rest = torch.logsumexp(log_p.scatter(1, rival, -torch.inf), dim=1)
     return -log_p.gather(1, labels[:, None])[:, 0] - log_rest
 

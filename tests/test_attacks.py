@@ -18,12 +18,42 @@ from oracles import margin
 from torch import nn
 
 from iad_ext import attacks
-from iad_ext.attacks import PGD, TRADESPGD, CWInf
+from iad_ext.attacks import MARTPGD, PGD, TRADESPGD, CWInf
 from iad_ext.randomness import stream
 
 EPS = 8 / 255
 ROUNDING = 2**-24  # of a pixel in fp32
-ALL = (PGD, CWInf, TRADESPGD)
+
+
+def guide():
+    """A teacher of these images: one module, so that its logits of x are the same whoever asks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return nn.Sequential(nn.Flatten(), nn.Linear(108, 16), nn.Tanh(), nn.Linear(16, 10)).eval()
+
+
+class RSLAD(attacks.RSLADPGD):
+    """With the teacher's logits of x given."""
+
+    def __call__(self, images, labels=None, noise=None):
+        return super().__call__(images, labels, noise, target=guide()(images))
+
+
+class ADR(attacks.ADRPGD):
+    """With a rectified label given, which the teacher stands for."""
+
+    def __call__(self, images, labels=None, noise=None):
+        return super().__call__(images, labels, noise, target=guide()(images))
+
+
+class AdaAD(attacks.AdaADPGD):
+    """With a teacher to go through."""
+
+    def __init__(self, model, **settings):
+        super().__init__(model, teacher=guide(), **settings)
+
+
+ALL = (PGD, CWInf, TRADESPGD, MARTPGD, RSLAD, ADR, AdaAD)
 
 
 @pytest.fixture(scope="module")
@@ -265,13 +295,14 @@ def test_each_attack_raises_its_own_loss(tiny_network, batch, kind):
 
     def loss(adversarial):
         logits = network(adversarial)
-        if kind is PGD:
+        if kind in (PGD, MARTPGD):
             return F.cross_entropy(logits, labels, reduction="none")
         if kind is CWInf:
             return torch.tensor(
                 [-margin(z, y) for z, y in zip(logits.tolist(), labels.tolist(), strict=True)]
             )
-        return F.kl_div(logits.log_softmax(1), clean.softmax(1), reduction="none").sum(1)
+        away_from = {TRADESPGD: clean, AdaAD: guide()(adversarial)}.get(kind, guide()(images))
+        return F.kl_div(logits.log_softmax(1), away_from.softmax(1), reduction="none").sum(1)
 
     attack = kind(network)
     noise = attack.draw_noise(tuple(images.shape), generator=stream(1))
@@ -391,7 +422,7 @@ def test_parameters_and_their_gradients_are_untouched(tiny_network, batch, kind,
     assert all(torch.equal(p, b) for p, b in zip(network.parameters(), before, strict=True))
 
 
-@pytest.mark.parametrize(("kind", "extra"), [(PGD, 0), (CWInf, 0), (TRADESPGD, 1)])
+@pytest.mark.parametrize(("kind", "extra"), [(kind, int(kind is TRADESPGD)) for kind in ALL])
 def test_batchnorm_statistics_move_in_train_mode_only(tiny_network, batch, kind, extra):
     network = tiny_network().train()
     before = buffers(network)
@@ -404,7 +435,7 @@ def test_batchnorm_statistics_move_in_train_mode_only(tiny_network, batch, kind,
 
 
 def test_the_network_is_run_once_a_step(tiny_network, batch):
-    for kind, extra in ((PGD, 0), (CWInf, 0), (TRADESPGD, 1)):
+    for kind, extra in [(kind, int(kind is TRADESPGD)) for kind in ALL]:
         network, runs = tiny_network(), []
         network.register_forward_hook(lambda *_, runs=runs: runs.append(1))
         kind(network, steps=7)(*batch)
@@ -428,6 +459,71 @@ def test_adr_s_attack_climbs_the_cross_entropy_with_probabilities(tiny_network, 
     torch.testing.assert_close(found, adv)
     assert 0.02 < noise.abs().max() <= 0.05
     assert same_state(buffers(ours), buffers(slow))
+
+
+def slopes(name, student, teacher, labels):
+    """The gradients of an image's loss in the logits of student and teacher, written down; None for no gradient."""
+    q, p = student.softmax(1), teacher.softmax(1)
+    if name == "mart":
+        return q - F.one_hot(labels, q.shape[1]), None
+    apart = p.log() - q.log()
+    return q - p, p * (apart - (p * apart).sum(1, keepdim=True)) if name == "adaad" else None
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["mart", "rslad", "adaad"])
+def test_later_attacks_are_their_loops(tiny_network, batch, name, training):
+    """Step by step from a given start: the gradient of the logits by hand, then its sign, the ball and pixels."""
+    ours, slow = (tiny_network().double().train() for _ in range(2))
+    teacher = tiny_network(seed=7).double().eval().requires_grad_(False)
+    images, labels = batch[0].double(), batch[1]
+    settings_ = {"eps": 0.05, "alpha": 0.02, "steps": 4, "training": training}
+    attack = attacks.build(name, ours, teacher=teacher, **settings_)
+    noise = 0.04 * torch.randn(images.shape, generator=stream(3), dtype=torch.float64)
+    target = [teacher(images)] if name == "rslad" else []
+    found = attack(images, labels, noise, *target)
+    slow.train(training)
+    adv = (images + noise).clamp(0, 1)
+    for _ in range(4):
+        adv = adv.detach().requires_grad_()
+        said = slow(adv), teacher(images if name == "rslad" else adv)
+        by_student, by_teacher = slopes(name, *(z.detach() for z in said), labels)
+        (gradient,) = torch.autograd.grad(said[0], adv, by_student, retain_graph=True)
+        if by_teacher is not None:
+            gradient = gradient + torch.autograd.grad(said[1], adv, by_teacher)[0]
+        adv = (adv + 0.02 * gradient.sign()).clamp(images - 0.05, images + 0.05).clamp(0, 1)
+    torch.testing.assert_close(found, adv.detach())
+    assert same_state(buffers(ours), buffers(slow))
+
+
+@settings(max_examples=15)
+@given(pattern=st.lists(st.booleans(), min_size=11, max_size=11), fails=st.booleans())
+def test_a_teacher_that_is_gone_through_is_asked_in_eval_mode_and_left_as_it_was(
+    tiny_network, batch, pattern, fails
+):
+    teacher, seen = tiny_network(seed=7), []
+    for module, mode in zip(teacher.modules(), pattern, strict=True):
+        module.training = mode
+    first, *others = teacher.parameters()
+    first.requires_grad_(False)
+    before = buffers(teacher)
+    teacher.register_forward_hook(lambda module, *_: seen.append({m.training for m in module.modules()}))
+
+    def fail(*_):
+        raise RuntimeError("in the forward")
+
+    attack = attacks.AdaADPGD(tiny_network(), teacher=teacher, steps=2, training=True)
+    if fails:
+        teacher.register_forward_hook(fail)
+        with pytest.raises(RuntimeError, match="in the forward"):
+            attack(*batch)
+    else:
+        attack(*batch)
+    assert set().union(*seen) == {False}
+    assert [module.training for module in teacher.modules()] == pattern
+    assert [p.requires_grad for p in (first, *others)] == [False] + [True] * len(others)
+    assert all(p.grad is None for p in teacher.parameters())
+    assert same_state(before, buffers(teacher))
 
 
 @pytest.mark.parametrize(
@@ -462,8 +558,9 @@ def test_pgds_noise_fills_the_ball_evenly(tiny_network, dtype):
     torch.testing.assert_close(counts, torch.full((10,), 0.1), rtol=0, atol=0.005)
 
 
-def test_tradess_noise_is_normal_and_small(tiny_network):
-    noise = TRADESPGD(tiny_network()).draw_noise((100, 3, 32, 32), generator=stream(0))
+@pytest.mark.parametrize("kind", [TRADESPGD, MARTPGD, RSLAD, AdaAD])
+def test_tradess_noise_is_normal_and_small(tiny_network, kind):
+    noise = kind(tiny_network()).draw_noise((100, 3, 32, 32), generator=stream(0))
     assert noise.mean().abs() < 1e-5
     assert noise.std().item() == pytest.approx(0.001, rel=0.01)
 

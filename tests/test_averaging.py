@@ -167,6 +167,19 @@ def test_mtards_weights_slow_down_with_the_learning_rate():
     torch.testing.assert_close(one.balance[0], fast)
 
 
+def test_the_gate_that_begins_after_warm_up_does_not_move_mtards_weights():
+    """The student stands still, so that α is all that could make one teacher's term fall and not the other's."""
+    states = []
+    for gated in (True, False):
+        one = engine(objectives.iad_mtard(warmup_epochs=1, balance_rate=0.3, gate_teacher=gated), Task(24))
+        one.optimizer.defaults["lr"] = 1e-30  # the first rate, so that the weights move at their full one
+        for epoch in range(2):
+            one.epoch(epoch, rate=1e-30)
+        states.append(one.balance)
+    assert torch.equal(*states)
+    assert states[0][0].tolist() != [0.5, 0.5]
+
+
 # ------------------------------------------------------------------------------------------ perturbed weights
 
 

@@ -141,10 +141,23 @@ def test_igdm_grows_linearly_from_its_first_epoch_to_its_last():
     one, ten, last = (objective(outputs, labels, epoch=e).terms["igdm"] for e in (0, 9, 99))
     torch.testing.assert_close(ten, 10 * one)
     torch.testing.assert_close(last, 100 * one)
+    for beyond in (100, 1000):
+        assert torch.equal(objective(outputs, labels, epoch=beyond).terms["igdm"], last)
     # a student that answers to the attack as the teacher does has nothing to match, whatever it says
     same = outputs.student_mirror + outputs.teacher_adv - outputs.teacher_mirror + 3.0
     matched = Outputs(**{p: getattr(outputs, p) for p in PASSES if p != "student_adv"}, student_adv=same)
     assert objective(matched, labels, epoch=10).terms["igdm"].abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("row", ["rslad", "iad1", "iad2", "mtard"])
+@pytest.mark.parametrize("change", [{"target": "swap"}, {"class_temperature": {0: 2.0, 1: 0.5, 2: 3.0}}])
+def test_igdm_matches_what_the_teacher_said_whatever_is_made_of_it(row, change):
+    outputs, labels = random_batch(n=12, classes=3)
+    changed, plain = (
+        build(row, igdm=2.0, **settings)(outputs, labels, epoch=AFTER) for settings in (change, {})
+    )
+    assert torch.equal(changed.terms["igdm"], plain.terms["igdm"])
+    assert not torch.equal(changed.terms["teacher"], plain.terms["teacher"])
 
 
 @batches
@@ -187,11 +200,11 @@ def test_a_temperature_of_the_class_softens_its_images_alone():
         build("adaad", class_temperature={3: 2.0})(outputs, labels, epoch=0)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("mart", "adr")])
+@pytest.mark.parametrize("name", NAMES)
 def test_label_smoothing_smooths_cross_entropy_and_nothing_else(name):
     outputs, labels = random_batch()
     if not any(t.cross_entropy_of and t.weight for t in build(name).terms):
-        with pytest.raises(ValueError, match="no cross-entropy with the labels to smooth"):
+        with pytest.raises(ValueError, match="changes a plain cross-entropy with the labels"):
             build(name, label_smoothing=0.2)
         return
     loss, plain = (o(outputs, labels, epoch=AFTER) for o in (build(name, label_smoothing=0.2), build(name)))
@@ -223,12 +236,20 @@ def can_be_given(row, plug):
     return not (plug in ("introspect", "trust") and row in (*WEIGHED, "akd2_down"))
 
 
+def would_do_nothing(row, plug):
+    return plug in ("target", "class_temperature") and row in ("st", "at", "trades", "mart", "adr")
+
+
 @pytest.mark.parametrize("plug", SOME)
 @pytest.mark.parametrize("row", NAMES)
 @pytest.mark.parametrize("epoch", [0, 3, AFTER])
 def test_any_objective_with_any_plugin_reads_what_it_asks_for(row, plug, epoch):
     if not can_be_given(row, plug):
         with pytest.raises(ValueError, match="weighed by trust already"):
+            build(row, **SOME[plug])
+        return
+    if would_do_nothing(row, plug):
+        with pytest.raises(ValueError, match=f"{plug} changes what teachers say, and no term of {row}"):
             build(row, **SOME[plug])
         return
     outputs, labels = random_batch()
@@ -244,12 +265,51 @@ def test_any_objective_with_any_plugin_reads_what_it_asks_for(row, plug, epoch):
     assert (again.settings, again.formula, again.name) == (objective.settings, objective.formula, row)
 
 
+@pytest.mark.parametrize(
+    ("row", "plug"),
+    [(r, p) for r in NAMES for p in SOME if can_be_given(r, p) and not would_do_nothing(r, p)],
+)
+def test_a_plugin_that_is_accepted_changes_the_loss(row, plug):
+    outputs, labels = random_batch(n=12, classes=3)
+    without = {"introspect": True} if plug == "trust" else {}
+    one, other = (build(row, **s)(outputs, labels, epoch=AFTER) for s in (SOME[plug], without))
+    assert not torch.equal(one.per_image, other.per_image)
+
+
+def test_a_plugin_judges_terms_by_the_weights_that_they_will_have():
+    outputs, labels = random_batch()
+    smoothed = build("iad1", label_smoothing=0.2, weights={"label": 0.5})
+    plain = build("iad1", weights={"label": 0.5})
+    one, other = (o(outputs, labels, epoch=AFTER).terms for o in (smoothed, plain))
+    assert torch.equal(one["teacher"], other["teacher"])
+    even = -0.5 * outputs.student_nat.log_softmax(dim=1).mean(dim=1)
+    torch.testing.assert_close(one["label"], 0.8 * other["label"] + 0.2 * even)
+    # a target is refused where the terms that it changes are dropped, IGDM's beside them or not
+    for more in ({}, {"igdm": 1.0}):
+        with pytest.raises(ValueError, match="target changes what teachers say, and no term of"):
+            build("iad1", target="swap", weights={"teacher": 0}, **more)
+    with pytest.raises(ValueError, match="target changes what teachers say"):
+        build("at", target="swap", igdm=1.0)
+    with pytest.raises(ValueError, match="weighs nothing by trust"):
+        build("rslad", introspect=True, trust="margin", weights={"self": 0})
+    with pytest.raises(ValueError, match="label_smoothing changes a plain cross-entropy"):
+        build("at", label_smoothing=0.1, weights={"label": 0}, igdm=1.0)
+
+
+def test_a_beta_that_another_trust_leaves_unread_is_refused_and_not_shown():
+    for row, more in (("iad1", {}), ("rslad", {"introspect": True})):
+        with pytest.raises(ValueError, match=f"{row}: nothing reads beta beside trust='margin'"):
+            build(row, trust="margin", beta=0.2, **more)
+        objective = build(row, trust="margin", **more)
+        assert "beta" not in objective.settings
+        assert eval(repr(objective), dict(ROWS)).settings == objective.settings
+
+
 def test_plugins_compose_and_by_name_is_by_function():
     outputs, labels = random_batch(n=6)
     by_name = build(
         "rslad",
         introspect=True,
-        beta=0.3,
         warmup_epochs=2,
         trust="entropy_correct",
         igdm=4.0,
@@ -258,7 +318,7 @@ def test_plugins_compose_and_by_name_is_by_function():
         sample_weight="entropy",
         weights={"self": 0.5},
     )
-    made = plugins.trust(introspect(objectives.rslad(), beta=0.3, warmup_epochs=2), "entropy_correct")
+    made = plugins.trust(introspect(objectives.rslad(), warmup_epochs=2), "entropy_correct")
     made = plugins.target(plugins.igdm(made, 4.0, ramp_epochs=50), "swap")
     made = plugins.sample_weight(made, "entropy").with_weights({"self": 0.5})
     for epoch in (0, 1, 2, 30):
@@ -341,7 +401,7 @@ def test_mtards_weights_are_the_loops(rate, slowed, power, losses):
     objective = objectives.mtard(balance_rate=rate, balance_power=power)
     state, weights, first = objective.balance.begin(), [0.5, 0.5], None
     for pair in losses:
-        state = objective.balance.updated(state, torch.tensor(pair) * state[0], slowed=slowed)
+        state = objective.balance.updated(state, torch.tensor(pair), slowed=slowed)
         first = first or pair
         relative = [(now / begun) ** power for now, begun in zip(pair, first, strict=True)]
         r_w = rate * slowed
@@ -362,11 +422,29 @@ def test_a_state_weighs_the_balanced_terms_and_them_alone():
     assert torch.equal(moved.terms["self"], even.terms["self"])
 
 
+@pytest.mark.parametrize(
+    "changed", [{}, {"gate_teacher": True}, {"sample_weight": "entropy"}, {"weights": {"teacher": 7.0}}]
+)
+def test_what_is_balanced_is_what_the_terms_are_before_trust_and_weights(changed):
+    outputs, labels = random_batch()
+    state = torch.tensor([[0.2, 0.8], [1.0, 1.0]]).double()
+    plain = objectives.mtard()(outputs, labels, epoch=0)
+    alone = {name: 2 * values.detach() for name, values in plain.terms.items()}  # both weights begin at 1/2
+    objective = objectives.iad_mtard(**({"warmup_epochs": 3, "gate_teacher": False} | changed))
+    for epoch in (0, 3):
+        balanced = objective(outputs, labels, epoch=epoch, balance=state).balanced
+        assert list(balanced) == list(objective.balance.terms)
+        for name, values in balanced.items():
+            torch.testing.assert_close(values, alone[name])
+            assert not values.requires_grad
+    assert objectives.rslad()(outputs, labels, epoch=0).balanced == {}
+
+
 def test_the_teacher_that_lags_behind_is_listened_to_more():
     balance = objectives.mtard().balance
     state = balance.updated(balance.begin(), torch.tensor([1.0, 1.0]))
     assert state[0].tolist() == pytest.approx([0.5, 0.5])
-    state = balance.updated(state, torch.tensor([0.5, 0.1]) * state[0])
+    state = balance.updated(state, torch.tensor([0.5, 0.1]))
     assert state[0][0] > 0.5 > state[0][1]
 
 

@@ -1,6 +1,8 @@
 """Later methods by command line, YAML and ART: what is given arrives, and wrong values are refused."""
 
+import importlib.util
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from iad_ext import IntrospectiveAdversarialDistiller, objectives
-from iad_ext.objectives import PLUGINS
+from iad_ext import settings as settings_module
+from iad_ext.objectives import PLUGINS, ROWS, plugins
 from iad_ext.plan import Plan
 from iad_ext.settings import (
     ObjectiveSettings,
@@ -17,6 +20,8 @@ from iad_ext.settings import (
     TrainSettings,
     from_command_line,
     from_yaml,
+    not_own,
+    not_read,
     objective_arguments,
     options_of,
     to_yaml,
@@ -29,6 +34,18 @@ def plan_of(line, **objective):
     )
     recipe = Recipe(title="A recipe of a test", settings=settings)
     return Plan.of(from_command_line(recipe, line.split()))
+
+
+def classifier(tiny_network, seed):
+    network = tiny_network(seed=seed)
+    return PyTorchClassifier(
+        network,
+        loss=torch.nn.CrossEntropyLoss(),
+        optimizer=torch.optim.SGD(network.parameters(), 0.05),
+        input_shape=(3, 6, 6),
+        nb_classes=10,
+        clip_values=(0, 1),
+    )
 
 
 PLUGGED = {
@@ -62,6 +79,35 @@ def test_a_plugin_by_command_line_and_by_yaml_is_the_one_by_name(plug):
     assert repr(again.objective) == repr(plan.objective)
 
 
+def test_a_recipes_beta_gives_way_to_another_trust_and_ones_own_is_said():
+    settings = Settings(recipe="test", objective=ObjectiveSettings(name="iad1", beta=0.1))
+    recipe = Recipe(title="A recipe of a test", settings=settings)
+    said = {}
+    for line in ("--objective.trust margin", "--objective.trust margin --objective.beta 0.3"):
+        found = from_command_line(recipe, line.split())
+        assert "beta" not in Plan.of(found).objective.settings
+        said[line] = list(not_read(recipe, found))
+    assert list(said.values()) == [
+        [],
+        ["--objective.beta is not used: --objective.trust takes its place"],
+    ]
+
+
+@pytest.mark.parametrize("name", ["trust", "target", "sample_weight"])
+def test_what_is_added_to_a_plugin_is_known_on_the_command_line(name, monkeypatch):
+    table = {"trust": plugins.TRUSTS, "target": plugins.TARGETS, "sample_weight": plugins.SAMPLE_WEIGHTS}[
+        name
+    ]
+    monkeypatch.setitem(table, "of_ones_own", next(iter(table.values())))
+    spec = importlib.util.spec_from_file_location("settings_again", settings_module.__file__)
+    again = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "settings_again", again)
+    spec.loader.exec_module(again)
+    recipe = again.Recipe(title="A recipe of a test", settings=again.Settings())
+    read = again.from_command_line(recipe, [f"--objective.{name.replace('_', '-')}", "of_ones_own"])
+    assert getattr(read.objective, name) == "of_ones_own"
+
+
 def test_options_reach_arguments_that_have_no_setting_of_their_own():
     plan = plan_of("--objective.options balance_rate=0.1,balance_power=2", name="mtard")
     assert plan.objective.balance.rate == 0.1
@@ -77,6 +123,67 @@ def test_what_ramps_takes_the_epochs_of_the_run():
     assert "ramp_epochs" not in objective_arguments(ObjectiveSettings(name="rslad"), epochs=30)
 
 
+def test_an_average_may_be_the_one_that_teaches():
+    for line in ("", "--average.name ema", "--average.decay 0.9 --average.start 5"):
+        assert plan_of(line, name="adr").objective.average_decay == 0.995
+    line = "--average.name ema --average.decay 0.9 --objective.options average_decay=0.9"
+    assert plan_of(line, name="adr").objective.average_decay == 0.9
+    assert plan_of("--average.name swa --average.start 5", name="at").settings.average.start == 5
+
+
+@pytest.mark.parametrize(
+    ("row", "share"),
+    [("iad1", 9), ("iad1_down", 9), ("iad2", 6), ("adaiad", 9), ("iad_rslad", 9), ("iad_mtard", 9)],
+)
+def test_a_warm_up_is_a_share_of_the_run_by_both_doors(row, share, tiny_network):
+    plan = plan_of("--train.epochs 30", name=row)
+    assert plan.objective.warmup_epochs == share
+    trainer = IntrospectiveAdversarialDistiller(
+        classifier(tiny_network, 1),
+        teacher=classifier(tiny_network, 2),
+        natural_teacher=classifier(tiny_network, 3),
+        objective=row,
+    )
+    assert repr(trainer._built(30)) == repr(plan.objective)
+    assert plan_of("--train.epochs 30 --objective.warmup-epochs 2", name=row).objective.warmup_epochs == 2
+
+
+def test_every_introspective_row_has_a_share():
+    rows = [name for name in ROWS if objectives.build(name).warmup_epochs]
+    assert rows
+    assert [name for name in rows if "warmup_epochs" not in objectives.of_epochs(name, 10, {})] == []
+
+
+def test_introspection_by_name_has_no_warm_up_unless_told():
+    plan = plan_of("--objective.introspect --train.epochs 30", name="rslad")
+    assert plan.objective.warmup_epochs == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", []),
+        ("--attack.name trades", []),
+        ("--objective.name iad1", []),
+        ("--objective.name st", []),
+        (
+            "--objective.name adaad",
+            ["--attack.name pgd is the recipe's", "--attack.mode train is the recipe's"],
+        ),
+        ("--objective.name adaad --attack.name adaad", ["--attack.mode train is the recipe's"]),
+        ("--objective.name adaad --attack.name adaad --attack.mode eval", []),
+        ("--objective.name at", ["--attack.mode train is the recipe's; at's own, as in the ART trainer, is"]),
+    ],
+)
+def test_an_attack_that_the_recipe_has_for_another_objective_is_said(line, said):
+    recipe = Recipe(
+        title="A recipe of a test", settings=Settings(recipe="test", objective=ObjectiveSettings(name="ard"))
+    )
+    found = list(not_own(recipe, from_command_line(recipe, line.split())))
+    assert len(found) == len(said)
+    assert all(beginning in one for one, beginning in zip(found, said, strict=True))
+
+
 @pytest.mark.parametrize(
     ("line", "name", "said"),
     [
@@ -85,7 +192,26 @@ def test_what_ramps_takes_the_epochs_of_the_run():
         ("--objective.options balance_rat=0.1", "mtard", "did you mean 'balance_rate'"),
         ("--objective.class-temperature 3", "rslad", "takes CLASS:TEMPERATURE"),
         ("--objective.ramp-epochs 5", "rslad", "argument of rslad 'ramp_epochs'"),
-        ("--average.name swa", "adr", "taught by a moving average, which swa is not"),
+        (
+            "--average.name swa",
+            "adr",
+            "taught by an ema of decay 0.995 from epoch 0 on, and swa from epoch 0 on",
+        ),
+        (
+            "--average.name ema --average.decay 0.9",
+            "adr",
+            "and an ema of decay 0.9 from epoch 0 on would teach",
+        ),
+        (
+            "--average.name ema --average.start 5",
+            "adr",
+            "and an ema of decay 0.995 from epoch 5 on would teach",
+        ),
+        (
+            "--average.name ema --objective.options average_decay=0.999",
+            "adr",
+            "is taught by an ema of decay 0.999",
+        ),
         ("--average.name ema --average.decay 1.5", "at", "--average.decay must be at most 1"),
         ("--train.awp -0.1", "at", "--train.awp must be at least 0"),
         ("--attack.name adr", "rslad", "which rslad does not keep; take --attack.name rslad"),
@@ -173,23 +299,12 @@ def test_starts_scale_with_the_epochs():
     ],
 )
 def test_the_art_trainer_trains_by_them(tiny_network, name, given):
-    def classifier(seed):
-        network = tiny_network(seed=seed)
-        return PyTorchClassifier(
-            network,
-            loss=torch.nn.CrossEntropyLoss(),
-            optimizer=torch.optim.SGD(network.parameters(), 0.05),
-            input_shape=(3, 6, 6),
-            nb_classes=10,
-            clip_values=(0, 1),
-        )
-
-    student = classifier(1)
+    student = classifier(tiny_network, 1)
     before = [p.detach().clone() for p in student.model.parameters()]
     trainer = IntrospectiveAdversarialDistiller(
         student,
-        teacher=classifier(2),
-        natural_teacher=classifier(3),
+        teacher=classifier(tiny_network, 2),
+        natural_teacher=classifier(tiny_network, 3),
         objective=name,
         objective_settings=given,
         precision="fp32",

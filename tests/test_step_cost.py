@@ -76,7 +76,7 @@ def network(seed):
 
 
 def engine(objective, **changed):
-    student = network(1).train()
+    student, teacher = network(1).train(), network(2)
     generator = stream("step cost")
     data = ImageSet(
         torch.randint(256, (BATCH, 3, 8, 8), generator=generator, dtype=torch.uint8),
@@ -85,7 +85,9 @@ def engine(objective, **changed):
     )
     attack = None
     if objective.attack != "none":
-        attack = attacks.build(objective.attack, student, steps=STEPS, training=objective.attack_training)
+        attack = attacks.build(
+            objective.attack, student, teacher=teacher, steps=STEPS, training=objective.attack_training
+        )
     parts = {
         "accelerator": accelerator_for(Precision(kind="fp32", channels_last=False, reason="test"), cpu=True),
         "student": student,
@@ -94,7 +96,7 @@ def engine(objective, **changed):
         "attack": attack,
         "source": Batches(data, batch_size=BATCH, seed=SEED, padding=1, flip=True),
         "seed": SEED,
-        "teacher": network(2),
+        "teacher": teacher,
         "natural_teacher": network(3),
         "diagnostics": "off",
     }
@@ -107,6 +109,11 @@ def passes_of(network):
     return sizes
 
 
+# what stands under another name than its row's: its objective, and what the engine is told beside
+NAMED = {
+    "iad1 + igdm": (build("iad1", igdm=1.0), {}),
+    "iad1 + awp": (build("iad1"), {"awp": 0.01}),
+}
 # objective, epoch, forwards of the student, images that each teacher sees, backwards, those with weights' gradients
 COSTS = [
     ("st", WARM_UP, 1, [], [], 1, 1),
@@ -118,6 +125,14 @@ COSTS = [
     ("iad1", AFTER, STEPS + 2, [2 * BATCH], [], STEPS + 2, 2),
     ("iad2", WARM_UP, STEPS + 1, [BATCH], [BATCH], STEPS + 1, 1),
     ("iad2", AFTER, STEPS + 2, [BATCH], [BATCH], STEPS + 2, 2),
+    ("rslad", WARM_UP, STEPS + 2, [BATCH], [], STEPS + 2, 2),
+    # its attack goes through the teacher, whose convolutions pass the gradient on
+    ("adaad", WARM_UP, STEPS + 1, [BATCH] * (STEPS + 1), [], 2 * STEPS + 1, 1),
+    ("mtard", WARM_UP, STEPS + 2, [BATCH], [BATCH], STEPS + 2, 2),
+    ("mart", WARM_UP, STEPS + 2, [], [], STEPS + 2, 2),
+    ("adr", WARM_UP, STEPS + 1, [], [], STEPS + 1, 1),
+    ("iad1 + igdm", AFTER, STEPS + 3, [3 * BATCH], [], STEPS + 3, 3),
+    ("iad1 + awp", AFTER, STEPS + 4, [2 * BATCH], [], STEPS + 4, 4),
 ]
 
 
@@ -125,13 +140,16 @@ COSTS = [
     ("name", "epoch", "forwards", "teacher", "natural", "backwards", "of_weights"), COSTS
 )
 def test_a_step_costs_exactly_this(name, epoch, forwards, teacher, natural, backwards, of_weights, read_back):
-    one = engine(build(name))
+    objective, told = NAMED[name] if name in NAMED else (build(name), {})
+    one = engine(objective, **told)
     one._update(epoch, 0)  # what is done once: the epoch's plan, the optimizer's state
     seen = [passes_of(n) for n in (one.student, one.teacher, one.natural_teacher)]
+    of_average = passes_of(one.average.network) if one.average is not None else None
     read_back.clear()
     with Counted() as counted:
         one._update(epoch, 0)
     assert seen == [[BATCH] * forwards, teacher, natural]
+    assert of_average == ([BATCH] if name == "adr" else None)
     assert counted.backwards == CONVOLUTIONS * backwards
     assert counted.of_weights == CONVOLUTIONS * of_weights
     assert counted.waits == read_back == []

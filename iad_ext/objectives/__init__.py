@@ -43,10 +43,14 @@ from iad_ext.objectives.registry import (
     ROWS,
     as_objective,
     build,
+    instead_of,
+    of_epochs,
     plugin,
     plugin_settings,
     row,
     takes,
+    unread,
+    warmup_share,
 )
 from iad_ext.objectives.since import adaad, adaiad, adr, iad_mtard, iad_rslad, mart, mtard, rslad
 
@@ -85,10 +89,12 @@ __all__ = [
     "iad_mtard",
     "iad_rslad",
     "igdm",
+    "instead_of",
     "introspect",
     "label_smoothing",
     "mart",
     "mtard",
+    "of_epochs",
     "plugin",
     "plugin_settings",
     "row",
@@ -99,4 +105,6 @@ __all__ = [
     "target",
     "trades",
     "trust",
+    "unread",
+    "warmup_share",
 ]

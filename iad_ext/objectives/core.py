@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -79,12 +78,20 @@ class Loss:
         terms: weighted loss of each active term, (batch,) each; they sum to `per_image`.
         per_image: (batch,).
         trust: α of each image, (batch,), no gradient; ones during warm-up; None where the objective has none.
+        balanced: losses of the terms that the objective balances, before trust and every weight, (batch,) each, no
+            gradient; what `Balance.updated` takes the means of.
     """
 
     total: Scalar
     terms: dict[str, PerImage]
     per_image: PerImage
     trust: PerImage | None
+    balanced: Mapping[str, PerImage] = field(default_factory=dict)
+
+    def detached(self) -> "Loss":
+        """The same numbers without gradient."""
+        terms = {name: values.detach() for name, values in self.terms.items()}
+        return replace(self, total=self.total.detach(), terms=terms, per_image=self.per_image.detach())
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,9 @@ class ImageWeight:
 
 @dataclass(frozen=True)
 class Target:
-    """What becomes of a pass before the terms read it as their target; trust and sample weights see it as it was.
+    """What becomes of a pass before the terms read it as their target.
+
+    Trust, sample weights and terms that read passes `as_run` see it as it was.
 
     Attributes:
         passes: the passes that it changes, where they were run.
@@ -130,7 +139,8 @@ class Target:
 class Balance:
     """Weights of several terms that follow their relative losses from step to step (MTARD's Eq. 9 to 11).
 
-    A term that has fallen less than the others since the first step gets more weight. The state is a tensor
+    A term that has fallen less than the others since the first step gets more weight; what multiplies a term beside,
+    such as trust, does not count as its falling. The state is a tensor
     (2, terms) of float64: the weights, which sum to 1, and the losses of the first step, NaN before it. A step
     runs under the weights that the steps before it left, so that a batch can be computed in parts.
 
@@ -149,13 +159,13 @@ class Balance:
         even = torch.full((len(self.terms),), 1 / len(self.terms), dtype=torch.float64, device=device)
         return torch.stack([even, torch.full_like(even, torch.nan)])
 
-    def updated(self, state: Tensor, weighted: Tensor, *, slowed: float = 1.0) -> Tensor:
-        """The state after a step, from the batch means (terms,) of the terms as the step weighted them.
+    def updated(self, state: Tensor, losses: Tensor, *, slowed: float = 1.0) -> Tensor:
+        """The state after a step, from the batch means (terms,) of `Loss.balanced`.
 
         `slowed` multiplies the rate; in [0, 1].
         """
         weights, first = state
-        losses = weighted.double() / weights
+        losses = losses.double()
         first = torch.where(first.isnan(), losses, first)
         tiny = torch.finfo(torch.float64).tiny
         relative = (losses.clamp(min=tiny) / first.clamp(min=tiny)) ** self.power
@@ -188,6 +198,7 @@ class Term:
         factor: per-image multiplier, if any.
         formula: the unweighted term, for people.
         cross_entropy_of: the pass whose cross-entropy with the labels this is, if that is what it is.
+        as_run: whether the term reads every pass as it was run, and not as the objective's targets leave it.
     """
 
     name: str
@@ -197,6 +208,7 @@ class Term:
     weight: float = 1.0
     factor: Factor | None = None
     cross_entropy_of: str | None = None
+    as_run: bool = False
 
     def active(self, epoch: int) -> bool:
         """Whether the term takes part at `epoch`."""
@@ -231,7 +243,7 @@ class Objective:
     trust_of: ImageWeight | None = None
     warmup: "Objective | None" = None
     warmup_epochs: int = 0
-    attack: Literal["pgd", "trades", "rslad", "adaad", "mart", "adr", "none"] = "pgd"
+    attack: str = "pgd"
     attack_training: bool = True
     introspection_weight: float = 1.0
     introspection_scale: float = 1.0
@@ -299,20 +311,22 @@ class Objective:
         trust = self.trust_of(outputs, labels) if self.trust_of is not None and self.reads_trust else None
         by_image = [weight(outputs, labels) for weight in self.sample_weights]
         by_step = self._balanced(balance, outputs)
-        outputs = self.with_targets(outputs, labels, epoch)
-        weighted = {}
+        changed = self.with_targets(outputs, labels, epoch)
+        weighted, balanced = {}, {}
         for term in active:
-            loss_of_term = term.weight * term.loss(outputs, labels)
+            alone = term.loss(outputs if term.as_run else changed, labels)
+            loss_of_term = term.weight * alone
             if term.factor:
                 loss_of_term = term.factor.value(trust, epoch) * loss_of_term
             if term.name in by_step:
+                balanced[term.name] = alone.detach()
                 loss_of_term = by_step[term.name] * loss_of_term
             weighted[term.name] = functools.reduce(torch.mul, by_image, loss_of_term)
         per_image = functools.reduce(torch.add, weighted.values())
-        return Loss(total=per_image.mean(), terms=weighted, per_image=per_image, trust=trust)
+        return Loss(per_image.mean(), weighted, per_image, trust, balanced)
 
     def with_targets(self, outputs: Outputs, labels: Labels, epoch: int) -> Outputs:
-        """Return the outputs as the terms read them."""
+        """Return the outputs as the terms read them, but for those that read passes as they were run."""
         for target in self.targets:
             outputs = target(outputs, labels, epoch)
         return outputs

@@ -9,7 +9,7 @@ from iad_ext.checks import check_flag, check_number
 from iad_ext.objectives import parts
 from iad_ext.objectives.core import ImageWeight, Objective, Outputs, Weights
 from iad_ext.objectives.introspection import TRUST, Gamma, introspect
-from iad_ext.objectives.registry import row
+from iad_ext.objectives.registry import row, warmup_share
 from iad_ext.types import Labels, PerImage
 
 
@@ -178,6 +178,7 @@ def _akd2(tau: float, label_weight: float, teacher_weight: float, natural_teache
 
 
 @row
+@warmup_share(0.3)
 def iad1(
     *,
     beta: float = 0.1,
@@ -209,6 +210,7 @@ def iad1(
 
 
 @row
+@warmup_share(0.3)
 def iad1_down(
     *,
     beta: float = 0.1,
@@ -235,6 +237,7 @@ def iad1_down(
 
 
 @row
+@warmup_share(0.2)
 def iad2(
     *,
     beta: float = 0.1,

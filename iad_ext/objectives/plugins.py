@@ -17,7 +17,7 @@ from iad_ext.names import unknown
 from iad_ext.objectives.core import Factor, ImageWeight, Objective, Outputs, Target, Term
 from iad_ext.objectives.introspection import Gamma
 from iad_ext.objectives.introspection import introspect as _introspect
-from iad_ext.objectives.registry import plugin
+from iad_ext.objectives.registry import instead_of, plugin
 from iad_ext.types import Labels, Logits, PerImage
 
 OF_TEACHERS = frozenset({"teacher_nat", "teacher_adv", "natural_teacher_nat", "natural_teacher_adv"})
@@ -112,8 +112,9 @@ TRUSTS: dict[str, ImageWeight] = {
 
 
 @plugin
+@instead_of("beta")
 def trust(objective: Objective, name: str, /) -> Objective:
-    """Replace α by another trust in the teacher, wherever the objective reads α.
+    """Replace α by another trust in the teacher, wherever the objective reads α; none of them has a β.
 
     Args:
         objective: one that is weighed by trust.
@@ -139,11 +140,12 @@ def igdm(objective: Objective, weight: float, /, *, ramp_epochs: int = 200) -> O
 
     x̄ = 2x − x̃ is the adversarial image mirrored in the natural one, not clipped to [0, 1]; a difference of logits
     across it stands for the gradient along the attack's direction, and softmax is taken of the difference.
-    a = weight · (epoch + 1) / ramp_epochs. Source: the released code, epochs counted from 0.
+    a = weight · min(1, (epoch + 1) / ramp_epochs). Source: the released code, epochs counted from 0. The teacher is
+    read as it was run: logits that `target` or `class_temperature` changed differ by that, and not by its gradient.
 
     Args:
         objective: any; one without a teacher needs one then.
-        weight: a in the last epoch, > 0; 20 on CIFAR-100 in the code, 1 on CIFAR-10 in that of SAAD's authors.
+        weight: a from the ramp's end on, > 0; 20 on CIFAR-100 in the code, 1 on CIFAR-10 in that of SAAD's authors.
         ramp_epochs: the run's epochs, > 0.
     """
     check_number("igdm", weight, above=0)
@@ -156,7 +158,9 @@ def igdm(objective: Objective, weight: float, /, *, ramp_epochs: int = 200) -> O
         )
 
     growing = Factor(
-        lambda _, epoch: (epoch + 1) / ramp_epochs, reads_trust=False, formula=f"(epoch+1)/{ramp_epochs}"
+        lambda _, epoch: min(1.0, (epoch + 1) / ramp_epochs),
+        reads_trust=False,
+        formula=f"min(1, (epoch+1)/{ramp_epochs})",
     )
     term = Term(
         name="igdm",
@@ -164,6 +168,7 @@ def igdm(objective: Objective, weight: float, /, *, ramp_epochs: int = 200) -> O
         reads=frozenset({"student_adv", "student_mirror", "teacher_adv", "teacher_mirror"}),
         weight=weight,
         factor=growing,
+        as_run=True,
         formula="KL(T_at(x̃) − T_at(x̄) → S(x̃) − S(x̄))",
     )
     attack = "pgd" if objective.attack == "none" else objective.attack
@@ -176,12 +181,17 @@ def label_smoothing(objective: Objective, smoothing: float, /) -> Objective:
     """Spread a share of every label evenly over the classes.
 
     Args:
-        objective: one with a cross-entropy with the labels.
+        objective: one with a plain cross-entropy with the labels; MART's is another, ADR smooths its own.
         smoothing: the share, in (0, 1).
+
+    Raises:
+        ValueError: no term of a weight above 0 is one.
     """
     check_number("label_smoothing", smoothing, above=0, at_most=0.999)
     if not any(term.cross_entropy_of and term.weight for term in objective.terms):
-        raise ValueError(f"{objective.name} has no cross-entropy with the labels to smooth")
+        raise ValueError(
+            f"label_smoothing changes a plain cross-entropy with the labels; {objective.name} is {objective.formula}"
+        )
 
     def smoothed(term: Term) -> Term:
         student = term.cross_entropy_of
@@ -215,21 +225,30 @@ TARGETS: dict[str, Target] = {
 """Changes to what teachers say, by name."""
 
 
+def _with_target(objective: Objective, change: Target, plug: str) -> Objective:
+    """Add a target; a ValueError where no term would notice."""
+    if not any(term.weight and not term.as_run and term.reads & change.passes for term in objective.terms):
+        raise ValueError(
+            f"{plug} changes what teachers say, and no term of {objective.name} is drawn towards that: "
+            f"{objective.formula}"
+        )
+    return _throughout(objective, lambda o: replace(o, targets=(*o.targets, change)))
+
+
 @plugin
 def target(objective: Objective, name: str, /) -> Objective:
     """Change what the teachers say before the student is drawn towards it.
 
     Args:
-        objective: any.
+        objective: one with a term that draws the student towards a teacher.
         name: `swap` (Park & Min 2024, DGAD: the logits of the true class and of the largest one change places, so that
-            a teacher that is wrong is right, as sure as it was). Trust, sample weights and attacks still see what the
-            teacher said.
+            a teacher that is wrong is right, as sure as it was). Trust, sample weights, attacks and IGDM still see
+            what the teacher said.
     """
     check_name("target", name)
     if name not in TARGETS:
         raise ValueError(unknown("target", name, TARGETS))
-    added = _throughout(objective, lambda o: replace(o, targets=(*o.targets, TARGETS[name])))
-    return _noted(added, target=name)
+    return _noted(_with_target(objective, TARGETS[name], "target"), target=name)
 
 
 @plugin
@@ -237,7 +256,7 @@ def class_temperature(objective: Objective, temperatures: Mapping[int, float], /
     """Divide what the teachers say of an image by a temperature of its true class.
 
     Args:
-        objective: any.
+        objective: one with a term that draws the student towards a teacher.
         temperatures: class -> τ > 0; 1 for a class that is not named. The student's own temperature stays.
     """
     if not isinstance(temperatures, Mapping) or not temperatures:
@@ -260,7 +279,7 @@ def class_temperature(objective: Objective, temperatures: Mapping[int, float], /
 
     shown = ", ".join(f"{k}: {tau:g}" for k, tau in temperatures.items())
     change = Target(OF_TEACHERS, softened, f"T at a temperature of the class ({shown})")
-    added = _throughout(objective, lambda o: replace(o, targets=(*o.targets, change)))
+    added = _with_target(objective, change, "class_temperature")
     return _noted(added, class_temperature=dict(temperatures))
 
 

@@ -19,11 +19,28 @@ PLUGINS: dict[str, Callable[..., Objective]] = {}
 """What any objective can be given beside its own settings, by name, in the order in which it is applied."""
 
 
+def instead_of(setting: str) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
+    """Say of a plug-in that nothing reads the row's `setting` beside it, which is then refused where it is given."""
+
+    def noted(function: Callable[P, Objective]) -> Callable[P, Objective]:
+        function.instead_of = setting  # type: ignore[attr-defined]
+        return function
+
+    return noted
+
+
+def unread(chosen: Mapping[str, object]) -> dict[str, str]:
+    """Settings that nothing reads beside the plug-ins that are chosen, each with the plug-in in its place."""
+    replaced = {plug: getattr(function, "instead_of", None) for plug, function in PLUGINS.items()}
+    return {setting: plug for plug, setting in replaced.items() if setting and _is_chosen(chosen.get(plug))}
+
+
 def row(constructor: Callable[P, Objective]) -> Callable[P, Objective]:
     """Register an objective's constructor under its own name, and refuse arguments that it does not know.
 
     Plug-ins are arguments of every constructor: `iad1(beta=0.1, igdm=20.0)`. A setting goes to the row and to each
-    chosen plug-in that has an argument of its name; `weights` are set last, so that they reach added terms too.
+    chosen plug-in that has an argument of its name; `weights` reach added terms too, and a plug-in judges what it is
+    given by the weights that its terms will have.
 
     Raises:
         ValueError: the package has an objective of that name, which results would be confused with.
@@ -41,6 +58,12 @@ def row(constructor: Callable[P, Objective]) -> Callable[P, Objective]:
         known = [*signature.parameters, *PLUGINS, *(s for settings in plugs.values() for s in settings)]
         refuse_unknown(f"argument of {name}", kwargs, known)
         given = {key: value for key, value in kwargs.items() if value is not None and key not in PLUGINS}
+        replaced = unread({p: kwargs[p] for p in chosen})
+        for setting, plug in replaced.items():
+            if setting in given:
+                raise ValueError(
+                    f"{name}: nothing reads {setting} beside {plug}={kwargs[plug]!r}; leave one of them out"
+                )
         weights = given.pop("weights", None) if chosen else None
         own = {key: value for key, value in kwargs.items() if key in signature.parameters}
         if chosen:
@@ -50,17 +73,46 @@ def row(constructor: Callable[P, Objective]) -> Callable[P, Objective]:
         objective = constructor(*bound.args, **bound.kwargs)
         for plug, settings in plugs.items():
             here = {key: value for key, value in given.items() if key in settings}
-            objective = PLUGINS[plug](objective, kwargs[plug], **here)
+            objective = PLUGINS[plug](_weighted(objective, weights), kwargs[plug], **here)
         objective = objective.with_weights(weights)  # type: ignore[arg-type]
         if not any(term.weight for term in objective.terms):
             raise ValueError(f"{name}: every term's weight is 0, nothing is left to train on")
-        shown = {key: value for key, value in bound.arguments.items() if value is not None}
+        shown = {
+            key: value for key, value in bound.arguments.items() if value is not None and key not in replaced
+        }
         shown |= {key: value for key, value in given.items() if key not in shown}
         shown |= {plug: kwargs[plug] for plug in chosen} | ({"weights": weights} if weights else {})
         return replace(objective, name=name, settings=shown)
 
     ROWS[name] = checked
     return checked
+
+
+def _weighted(objective: Objective, weights: object) -> Objective:
+    """With those of the weights whose terms it has by now."""
+    if isinstance(weights, Mapping):
+        names = {term.name for term in objective.terms}
+        weights = {name: weight for name, weight in weights.items() if name in names}
+    return objective.with_weights(weights)  # type: ignore[arg-type]
+
+
+def warmup_share(share: float) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
+    """Say of a row, below its `@row`, what share of a run's epochs its warm-up is where no number is given."""
+
+    def noted(constructor: Callable[P, Objective]) -> Callable[P, Objective]:
+        constructor.warmup_share = share  # type: ignore[attr-defined]
+        return constructor
+
+    return noted
+
+
+def of_epochs(name: str, epochs: int, given: Mapping[str, object]) -> dict[str, int]:
+    """The settings that the objective called `name` takes from a run of `epochs`, less those that are given."""
+    share = getattr(ROWS[name], "warmup_share", None)
+    found = {} if share is None else {"warmup_epochs": round(share * epochs)}
+    if takes(name, "ramp_epochs", given):
+        found["ramp_epochs"] = epochs
+    return {setting: value for setting, value in found.items() if given.get(setting) is None}
 
 
 def takes(name: str, setting: str, chosen: Mapping[str, object]) -> bool:

@@ -14,7 +14,7 @@ from iad_ext.checks import check_number, check_whole
 from iad_ext.objectives import parts
 from iad_ext.objectives.core import SYMBOLS, Balance, Objective, Outputs, Target, Term, Weights
 from iad_ext.objectives.introspection import Gamma, introspect
-from iad_ext.objectives.registry import row
+from iad_ext.objectives.registry import row, warmup_share
 from iad_ext.types import Labels, Logits, PerImage
 
 # ---------------------------------------------------------------------------------------------- soft labels
@@ -213,6 +213,7 @@ def _check_pair(name: str, pair: tuple[float, float], **limits: float) -> None:
 
 
 @row
+@warmup_share(0.3)
 def adaiad(
     *,
     beta: float = 0.1,
@@ -243,6 +244,7 @@ def adaiad(
 
 
 @row
+@warmup_share(0.3)
 def iad_rslad(
     *,
     beta: float = 0.1,
@@ -273,6 +275,7 @@ def iad_rslad(
 
 
 @row
+@warmup_share(0.3)
 def iad_mtard(
     *,
     beta: float = 0.1,
@@ -289,7 +292,7 @@ def iad_mtard(
     """introspect(MTARD): w₁ τ² α KL(T_at(x̃) → S(x̃); τ) + w₂ τ² KL(T_st(x) → S(x); τ) + ½ τ² γ KL(S(x) → S(x̃)).
 
     Arguments as for `mtard` and `introspect`. Not of a paper: introspection takes the weight that both teachers start
-    with, and α weighs the adversarial teacher as in IAD-II.
+    with, and α weighs the adversarial teacher as in IAD-II. w₁ and w₂ follow the losses before α.
     """
     return introspect(
         mtard(tau=tau, balance_rate=balance_rate, balance_power=balance_power),

@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
-from iad_ext.averaging import WeightAverage, keeping_statistics
+from iad_ext.averaging import WeightAverage, check_taught, keeping_statistics
 from iad_ext.checks import check_name, check_number
 from iad_ext.loop import Engine
 from iad_ext.names import unknown
@@ -40,10 +40,7 @@ class Averaging:
 
     def check(self, objective: Objective) -> None:
         """Refuse an average that the objective cannot be taught by."""
-        if objective.average_decay is not None and self.average == "swa":
-            raise ValueError(
-                f"{objective.name} is taught by a moving average, which swa is not; take average='ema' or 'none'"
-            )
+        check_taught(objective, kind=self.average, decay=self.average_decay, start=self.average_start)
 
     def check_images(self, student: nn.Module, source: ArrayBatches | GeneratorBatches) -> None:
         """Refuse statistics that would have to be estimated on images that are gone."""

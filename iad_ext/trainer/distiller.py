@@ -50,8 +50,6 @@ logger = logging.getLogger(__name__)
 
 Teacher: TypeAlias = PyTorchClassifier | nn.Module | str | PathLike[str]
 Data: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
-# an objective given by name takes its warm-up from the run: the paper's 60 and 40 of 200 epochs
-WARMUP_SHARE = {"iad1": 0.3, "iad1_down": 0.3, "iad2": 0.2, "adaiad": 0.3, "iad_rslad": 0.3, "iad_mtard": 0.3}
 # images of all epochs together from which on a measurement of precisions, which costs as much as 80, pays
 WORTH_MEASURING = 1000
 ENOUGH_TO_JUDGE = 32  # images on which a teacher that is right no more often than chance is suspect
@@ -534,10 +532,8 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
                 f"objective must be a name or an Objective, such as objectives.iad1(), got {self._objective!r}"
             )
         settings = dict(self._objective_settings)
-        if self._objective in WARMUP_SHARE:
-            settings.setdefault("warmup_epochs", round(WARMUP_SHARE[self._objective] * nb_epochs))
-        if self._objective in objectives.ROWS and objectives.takes(self._objective, "ramp_epochs", settings):
-            settings.setdefault("ramp_epochs", nb_epochs)
+        if self._objective in objectives.ROWS:
+            settings |= objectives.of_epochs(self._objective, nb_epochs, settings)
         return objectives.build(self._objective, **settings)
 
     def _warn_of_starts(self, nb_epochs: int) -> None:

@@ -110,7 +110,7 @@ def test_an_epochs_batches_are_those_of_a_recipe(sets, name, monkeypatch):
         assert (found.offset, found.total) == (its.offset, its.total)
 
 
-def by_the_engine(sets, guide, mix, training, *, objective):
+def by_the_engine(sets, guide, mix, training, *, objective, natural_guide=None):
     """What a recipe trains, assembled by hand: its own weights, and those that it would keep."""
     trained = network(1, norm=True)
     known = {"average": "none", "average_decay": 0.995, "average_start": 0, "average_batchnorm": "reestimate"}
@@ -125,10 +125,18 @@ def by_the_engine(sets, guide, mix, training, *, objective):
         student=trained,
         optimizer=torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9),
         objective=objective,
-        attack=attacks.build("pgd", trained, eps=EPS, alpha=EPS / 4, training=objective.attack_training),
+        attack=attacks.build(
+            objective.attack,
+            trained,
+            teacher=guide,
+            eps=EPS,
+            alpha=EPS / 4,
+            training=objective.attack_training,
+        ),
         source=recipe_batches(sets, mix),
         seed=0,
         teacher=copy.deepcopy(guide),
+        natural_teacher=copy.deepcopy(natural_guide),
         average=average,
         **{name: known[name] for name in ("awp", "awp_start", "bn_order")},
     )
@@ -154,6 +162,38 @@ def test_a_fit_ends_with_the_bits_of_the_recipes_engine(sets, teacher, name):  #
         assert distance(raw, kept) > 1e-4
     else:
         assert trainer.raw_weights is None
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("rslad", {}),
+        ("adaad", {}),
+        ("mtard", {"balance_rate": 0.3}),
+        ("mart", {}),
+        ("adr", {"ramp_epochs": EPOCHS}),
+        ("adaiad", {"warmup_epochs": 1}),
+        ("iad_rslad", {"warmup_epochs": 1}),
+        ("iad_mtard", {"warmup_epochs": 1, "balance_rate": 0.3}),
+        ("iad1", {"warmup_epochs": 1, "igdm": 2.0, "ramp_epochs": EPOCHS, "sample_weight": "entropy"}),
+        ("rslad", {"introspect": True, "trust": "margin", "target": "swap"}),
+    ],
+)
+def test_a_fit_by_a_later_method_ends_with_the_bits_of_the_recipes_engine(sets, teacher, name, given):  # noqa: F811
+    natural = network(5)
+    trainer = distiller(
+        student(),
+        teacher,
+        objective=name,
+        objective_settings=given,
+        natural_teacher=natural,
+        precision="fp32",
+    )
+    fit(trainer, sets, {})
+    objective = objectives.build(name, **given)
+    trained, _ = by_the_engine(sets, teacher, {}, {}, objective=objective, natural_guide=natural)
+    assert equal(weights(trainer), trained)
+    assert distance(trained, network(1, norm=True).state_dict()) > 1e-3
 
 
 def test_options_left_alone_change_nothing(sets, teacher):  # noqa: F811
@@ -636,7 +676,17 @@ def test_other_options_are_another_fit(sets, teacher, tmp_path):  # noqa: F811
         (
             {"objective": "adr", "average": "swa"},
             ValueError,
-            "adr is taught by a moving average, which swa is not; take average='ema'",
+            "adr is taught by an ema of decay 0.995 from epoch 0 on, and swa from epoch 0 on would teach",
+        ),
+        (
+            {"objective": "adr", "average": "ema", "average_decay": 0.9},
+            ValueError,
+            "and an ema of decay 0.9 from epoch 0 on would teach in its place; average by none",
+        ),
+        (
+            {"objective": "adr", "average": "ema", "average_start": 2},
+            ValueError,
+            "and an ema of decay 0.995 from epoch 2 on would teach",
         ),
     ],
 )
