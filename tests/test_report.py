@@ -412,6 +412,7 @@ def study(folder, **changed):
         "low": -2.5,
     }
     difference |= {"high": -0.5, "seeds": 2, "n": 1000, "mcnemar_p": 0.0213, "verdict": "lower"}
+    difference |= {"seed_spread": 0.2}
     content = {
         "name": "small",
         "title": "Table 2 in small",
@@ -421,6 +422,13 @@ def study(folder, **changed):
         "rows": rows,
         "comparisons": [difference],
         "claims": [{"claim": "IAD-I beats ARD", "verdict": "cannot be told", "why": "two seeds"}],
+        "figures": {
+            "figure1a": ["IAD-I"],
+            "figure2b": ["ARD"],
+            "figure3": ["nobody"],
+            "figure3c": ["ARD", "IAD-I"],
+            "figure4": ["IAD-I"],
+        },
         "provenance": {"commit": "abc123", "runs": 3, "runs_wanted": 4, "selection": ["holdout"]},
     }
     (folder / "study.json").write_text(json.dumps(content | changed))
@@ -449,16 +457,122 @@ def test_a_study_s_page_says_what_it_found(run, tmp_path):
         "signs of masked gradients in ARD: fgsm above pgd20",
         "3 of 4 runs are finished",
         "differences below about 1.2 points",
-        "Figure 3, right.",
+        "The first less the second, accuracies in percentage points",
     ):
         assert said in text, said
-    assert page.attribute("href") == ["runs/mine/seed0/report.html"] * 4  # a run that is gone has no link
+    assert page.attribute("href") == ["runs/mine/seed0/report.html"] * 6  # a run that is gone has no link
+
+
+def test_a_study_s_page_has_its_figures_the_trust_the_curves_and_images(run, tmp_path):
+    report.write(run)
+    page = page_of(study(tmp_path))
+    for said in (
+        "Figure 1a.",
+        "Figure 2b.",
+        "Figure 3, right.",
+        "Figure 4.",
+        "ARD to IAD-I",
+        "Robust accuracy by radius",
+        "Trust in the teacher",
+        "Worst images",
+        "Most distrusted images",
+        "Of the first 32 test images, under PGD-20",
+        "Not drawn yet, for want of runs or of their numbers: figure3.",
+    ):
+        assert said in page.text, said
+    assert "cannot be shown" not in page.text
+    figures = 4 + 2 + 2  # declared; all rows by epoch and by radius; the trust of each row
+    assert sum(tag == "svg" for tag, _ in page.elements) == figures
+    assert len(page.attribute("src")) == 2 * 2 * 3  # rows, groups, images
+    names = page.attribute("id")
+    assert len(names) == len(set(names))  # no figure takes another's hatching
+
+
+def test_many_rows_are_parted_and_folded(run, tmp_path):
+    """As many curves in a figure as there are marks, the rest in figures of their own."""
+    report.write(run)
+    content = json.loads((study(tmp_path) / "study.json").read_text())
+    rows = [content["rows"][0] | {"label": f"row {k}"} for k in range(9)]
+    page = page_of(study(tmp_path, rows=rows, figures={}, comparisons=[]))
+    assert "row 0 to row 3" in page.text
+    assert "row 4 to row 8" in page.text
+    assert sum(tag == "svg" for tag, _ in page.elements) == 2 * 2 + 9
+    assert "Trust in the teacher" in page.text
+    assert "9 rows" in page.text
+    assert not [of for tag, of in page.elements if tag == "details" and "open" in of]
+    assert len((tmp_path / "report.html").read_bytes()) < 9 * 150_000
+
+
+def test_figures_of_several_data_sets_are_drawn_of_each(run, tmp_path):
+    report.write(run)
+    (row,) = json.loads((study(tmp_path) / "study.json").read_text())["rows"][1:]
+    rows = [row | {"label": f"IAD-I, {data}", "data": data} for data in ("cifar10", "cifar100")]
+    page = page_of(study(tmp_path, rows=rows, figures={"figure1a": ["IAD-I"], "figure2b": ["ARD"]}))
+    captions = re.findall(r"Figure 1a\. .*? attacks this student\. (.*?)\.", page.text)
+    assert captions == ["IAD-I, cifar10", "IAD-I, cifar100"]
+    assert "of their numbers: figure2b (cifar10), figure2b (cifar100)." in page.text
+
+
+def test_one_seed_says_nothing_of_methods(tmp_path):
+    (one,) = json.loads((study(tmp_path) / "study.json").read_text())["comparisons"]
+    sentence = "the intervals speak of these very networks only: nothing is said of the methods"
+    page = page_of(study(tmp_path, comparisons=[one]))
+    assert "badge bad" in page.attribute("class")
+    assert sentence not in page.text
+    page = page_of(study(tmp_path, comparisons=[one | {"seed_spread": None}]))
+    assert "badge bad" not in page.attribute("class")
+    assert "· these networks only" in page.text
+    assert sentence in page.text
+
+
+def test_many_comparisons_are_folded_but_for_the_strongest_attack_s(tmp_path):
+    (one,) = json.loads((study(tmp_path) / "study.json").read_text())["comparisons"]
+    many = [
+        one | {"a": f"row {k}", "measure": measure, "checkpoint": which}
+        for k in range(9)
+        for measure in ("natural", "aa")
+        for which in ("best", "last")
+    ]
+    text = report.write(study(tmp_path, comparisons=many)).read_text()
+    assert re.findall(r'<details open=""><summary>(.*?)</summary>', text) == ["AutoAttack, best checkpoint"]
+    assert "<summary>natural, last checkpoint</summary>" in text
+
+
+def test_costs_have_their_names_and_no_checkpoint(tmp_path):
+    content = json.loads((study(tmp_path) / "study.json").read_text())
+    cell = {"mean": 2.5, "std": None, "values": [2.5], "n": None}
+    rows = [
+        row
+        | {"checkpoints": {which: {"seconds_per_epoch": cell, "gpu_mib": cell} for which in ("best", "last")}}
+        for row in content["rows"]
+    ]
+    differences = [
+        content["comparisons"][0]
+        | {"measure": measure, "verdict": "higher", "checkpoint": "last", "seed_spread": None, "n": 5}
+        for measure in ("seconds_per_epoch", "gpu_mib")
+    ]
+    measures = ["seconds_per_epoch", "gpu_mib"]
+    page = page_of(study(tmp_path, rows=rows, measures=measures, comparisons=differences))
+    assert sum(tag == "table" for tag, _ in page.elements) == 1 + 2
+    assert "seconds an epoch" in page.text
+    assert "memory, MiB" in page.text
+    for word in ("seconds_per_epoch", "gpu_mib", "checkpoint", "percent", "n = –", "networks only"):
+        assert word not in page.text
+    assert "1 seed" in page.text
+    assert "95% intervals over epochs" in page.text
+    assert "badge bad" in page.attribute("class")  # more of a cost is no gain
+    assert "badge good" not in page.attribute("class")
 
 
 @pytest.mark.parametrize("words", HOSTILE)
 def test_hostile_words_in_a_study_stay_words(tmp_path, words):
     content = _spoilt(json.loads((study(tmp_path) / "study.json").read_text()), words)
     content["measures"] = ["natural", words]
+    point = {"label": words, "teacher": words, "method": words, "x": 1.0, "y": 2.0, "seeds": 1}
+    held = {"called": words, "method": words, "rho": None, "n": 1, "p": None}
+    titles = {"x_title": words, "y_title": words, "x": words, "y": words}
+    content["relations"] = [{"name": words, "points": [point], "correlations": [held], **titles}]
+    content["figures"] = {words: [words]}
     page = page_of(study(tmp_path, **content))
     assert page.open == []
     refuse_anything_active(page)

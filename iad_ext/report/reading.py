@@ -1,9 +1,9 @@
 """What report pages read, and how they go on where something cannot be read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from iad_ext import files, paper
 from iad_ext.plots import NothingToDrawError, Run, svg
@@ -30,8 +30,24 @@ OBJECTIVES = {
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"}
 # the paper's table of each student
 TABLES = {"cifar_resnet18": "table2", "cifar_wrn34_10": "table3", "cifar_preact_resnet18": "table4"}
+# what is measured and is no accuracy
+COSTS = {"seconds_per_epoch": "seconds an epoch", "gpu_mib": "memory, MiB"}
+# what figures are called under them, and what they show
+CAPTIONS = {
+    "figure1a": ("Figure 1a. ", "How far the teacher can be trusted on what attacks this student."),
+    "figure2b": ("Figure 2b. ", "The paper's three cases; its “wrong” is the last two together."),
+    "figure3": ("Figure 3. ", "Student, teacher, and both combined by α, on x̃ of the training images."),
+    "figure3c": ("Figure 3, right. ", "Validation PGD-10 accuracy by epoch."),
+    "figure4": ("Figure 4. ", "What other β would have made of the teacher's last probabilities."),
+    "trust": ("Trust. ", "The histogram of α, in the first epoch and in the last."),
+    "learning": ("", "The student by epoch. The checkpoint called best is marked."),
+    "losses": ("", "The loss and its weighted terms, mean over the training images."),
+    "radius": ("", "Robust accuracy by radius: of a sound network it falls to about zero."),
+}
 # what a damaged file makes of the code that reads it
 DAMAGED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OSError)
+
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -44,7 +60,7 @@ class Sections:
 
     broken: list[str] = field(default_factory=list)
 
-    def make(self, name: str, build: Callable[[], Html | None]) -> Html | None:
+    def make(self, name: str, build: Callable[[], Made | None]) -> Made | None:
         """What `build` returns; None, and a line in `broken`, where the files do not allow it."""
         try:
             return build()
@@ -54,11 +70,23 @@ class Sections:
             self.broken.append(f"{name} cannot be shown: {type(error).__name__}: {error}")
             return None
 
-    def figure(self, name: str, runs: list[Run], caption: object) -> Html | None:
-        """One of the figures with its caption; None where the runs have no such numbers."""
+    def figure(
+        self, name: str, runs: Sequence[Run], more: object = "", *, caption: object = None, mark: str = ""
+    ) -> Html | None:
+        """One of the figures; None where the runs have no such numbers.
+
+        Args:
+            name: such as `figure1a`.
+            runs: what it is drawn from.
+            more: what the caption says after its usual words.
+            caption: instead of all of them.
+            mark: what tells it from others of this name on the page.
+        """
 
         def drawn() -> Html:
-            return tag("figure", Html(svg(name, runs)), tag("figcaption", caption))
+            called, words = CAPTIONS.get(name, ("", ""))
+            said = [tag("b", called) if called else "", words, " " if more else "", more]
+            return tag("figure", Html(svg(name, runs, mark=mark)), tag("figcaption", caption or said))
 
         return self.make(f"figure {name}", drawn)
 

@@ -14,17 +14,6 @@ from iad_ext.report.reading import DATA, OBJECTIVES, Sections, mapping, papers_n
 from iad_ext.units import parse_fraction, show_fraction
 
 FEW = 1000  # images below which an interval is wider than most differences of the paper
-PICTURES = {
-    "worst": (
-        "Worst images",
-        "The smallest margins of the student under attack: how far the true class is behind.",
-    ),
-    "distrusted": (
-        "Most distrusted images",
-        "Those on whose adversarial versions the teacher gives the true class the least probability. "
-        "Here IAD turns to the student's own answer.",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -324,54 +313,24 @@ def _figures(*found: Html | None) -> Html | None:
 def _training(facts: Facts, sections: Sections) -> Html | None:
     runs = [facts.run]
     figures = _figures(
-        sections.figure("learning", runs, "The student by epoch. The checkpoint called best is marked."),
-        sections.figure("losses", runs, _loss_caption(facts)),
-        sections.figure(
-            "radius", runs, "Robust accuracy by radius: of a sound network it falls to about zero."
-        ),
+        sections.figure("learning", runs),
+        sections.figure("losses", runs, _of_introspection(facts)),
+        sections.figure("radius", runs),
     )
     return section("Training", figures) if figures else None
 
 
-def _loss_caption(facts: Facts) -> str:
+def _of_introspection(facts: Facts) -> str:
     shares = facts.run.series("introspection/share")[1]
-    said = f" Introspection was {shares[-1]:.1f}% of it in the last epoch." if shares else ""
-    return f"The loss and its weighted terms, mean over the training images.{said}"
+    return f"Introspection was {shares[-1]:.1f}% of it in the last epoch." if shares else ""
 
 
 def _teacher(facts: Facts, sections: Sections) -> Html | None:
-    runs = [facts.run]
-    half = facts.run.settings.get("diagnostics") == "half"
-    figures = _figures(
-        sections.figure(
-            "figure1a",
-            runs,
-            [tag("b", "Figure 1a. "), "How far the teacher can be trusted on what attacks this student."],
-        ),
-        sections.figure(
-            "figure2b",
-            runs,
-            [tag("b", "Figure 2b. "), "The paper's three cases; its “wrong” is the last two together."],
-        ),
-        sections.figure(
-            "figure3",
-            runs,
-            [
-                tag("b", "Figure 3. "),
-                "Student, teacher, and both combined by α, on x̃ of the training images.",
-            ],
-        ),
-        sections.figure(
-            "trust", runs, [tag("b", "Trust. "), "The histogram of α, in the first epoch and in the last."]
-        ),
-        sections.figure(
-            "figure4",
-            runs,
-            [tag("b", "Figure 4. "), "What other β would have made of the teacher's last probabilities."],
-        ),
-    )
+    names = ("figure1a", "figure2b", "figure3", "trust", "figure4")
+    figures = _figures(*(sections.figure(name, [facts.run]) for name in names))
     if figures is None:
         return None
+    half = facts.run.settings.get("diagnostics") == "half"
     intro = (
         "Counted on training images while the student trains"
         + ("; passes that the objective does not read run on every second batch." if half else ".")
@@ -392,21 +351,15 @@ def _images(facts: Facts) -> Html | None:
     if not path.is_file():
         return None
     about, groups = pictures.cards(path)
-    magnified = 1 / (2 * max(float(about["eps"]), 1 / 255))
     parts = [
         [
-            tag("h3", PICTURES[group][0]),
-            tag("p", PICTURES[group][1], class_="intro"),
+            tag("h3", pictures.GROUPS[group][0]),
+            tag("p", pictures.GROUPS[group][1], class_="intro"),
             tag("div", *made, class_="gallery"),
         ]
         for group, made in groups.items()
     ]
-    intro = (
-        f"Of the first {count(about.get('n'))} test images, under PGD-20 at ε = {show_fraction(float(about['eps']))} "
-        f"on the network called {about.get('network')}. The difference is magnified {magnified:.0f} times: "
-        "grey is none, black and white are ∓ε."
-    )
-    return section("Images", *parts, intro=intro)
+    return section("Images", *parts, intro=pictures.said(about))
 
 
 # ---------------------------------------------------------------------------------------------- settings, provenance
