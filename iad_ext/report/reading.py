@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from iad_ext import files, paper
+from iad_ext import files
 from iad_ext.plots import NothingToDrawError, Run, svg
 from iad_ext.report.html import Html, is_number, tag
 
@@ -28,8 +28,6 @@ OBJECTIVES = {
     "iad_mtard": "IAD on MTARD",
 }
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"}
-# the paper's table of each student
-TABLES = {"cifar_resnet18": "table2", "cifar_wrn34_10": "table3", "cifar_preact_resnet18": "table4"}
 # what is measured and is no accuracy
 COSTS = {"seconds_per_epoch": "seconds an epoch", "gpu_mib": "memory, MiB"}
 # what figures are called under them, and what they show
@@ -99,21 +97,6 @@ def mapping(value: object) -> Mapping[str, Any]:
 def read(folder: Path, name: str) -> Mapping[str, Any]:
     """A JSON file of the folder that holds a mapping; empty where there is none."""
     return mapping(files.read_json(folder / name)) if (folder / name).is_file() else {}
-
-
-def papers_numbers(settings: Mapping[str, Any]) -> tuple[str, Mapping[str, float]] | None:
-    """Where the paper has this student, method, teacher and data, and its numbers; None where it does not."""
-    data, student = mapping(settings.get("data")), mapping(settings.get("student"))
-    objective = mapping(settings.get("objective")).get("name")
-    table, method = TABLES.get(str(student.get("name"))), OBJECTIVES.get(str(objective))
-    teacher = objective if objective in ("at", "trades") else short_teacher(settings.get("teacher"))
-    if table is None or method is None or teacher is None:
-        return None
-    try:
-        found = paper.numbers(table, data=data.get("name"), method=method, teacher=teacher)
-    except ValueError:
-        return None
-    return f"Table {table.removeprefix('table')}, {method}, {str(teacher).upper()} teacher", found
 
 
 def short_teacher(teacher: object) -> str | None:

@@ -9,8 +9,9 @@ from iad_ext.checkpoint import read_lines
 from iad_ext.evaluation import TITLES, images
 from iad_ext.plots import Run
 from iad_ext.report import pictures
+from iad_ext.report.beside import PapersRow, papers_row
 from iad_ext.report.html import Html, count, is_number, notes, number, page, section, share, tag
-from iad_ext.report.reading import DATA, OBJECTIVES, Sections, mapping, papers_numbers, read
+from iad_ext.report.reading import DATA, OBJECTIVES, Sections, mapping, read
 from iad_ext.units import parse_fraction, show_fraction
 
 FEW = 1000  # images below which an interval is wider than most differences of the paper
@@ -146,9 +147,10 @@ def _chips(facts: Facts) -> Html:
 
 
 def _tiles(facts: Facts, result: Mapping[str, Any]) -> Html:
-    theirs = papers_numbers(facts.run.settings)
+    theirs = papers_row(facts.run.settings)
+    numbers = theirs.numbers if theirs and not theirs.another else {}
     tiles = [
-        _tile(name, title, result, theirs[1].get(name) if theirs else None)
+        _tile(name, title, result, numbers.get(name))
         for name, title in TITLES.items()
         if is_number(result.get(name))
     ]
@@ -227,11 +229,13 @@ def _results(facts: Facts) -> Html | None:
         epoch = mapping(facts.results.get("epochs")).get(which)
         at = tag("small", f"epoch {epoch + 1}") if is_number(epoch) else None
         rows.append(tag("tr", tag("th", which, at, scope="row"), *(_cell(result, n) for n in names)))
-    theirs = papers_numbers(facts.run.settings)
+    theirs = papers_row(facts.run.settings)
     if theirs:
-        where, numbers = theirs
-        cells = (tag("td", number(numbers.get(name), 2)) for name in names)
-        rows.append(tag("tr", tag("th", "paper", tag("small", where), scope="row"), *cells, class_="paper"))
+        called = "paper, nearest" if theirs.another else "paper"
+        cells = (tag("td", number(theirs.numbers.get(name), 2)) for name in names)
+        rows.append(
+            tag("tr", tag("th", called, tag("small", theirs.where), scope="row"), *cells, class_="paper")
+        )
     rows += [
         tag(
             "tr",
@@ -250,7 +254,7 @@ def _results(facts: Facts) -> Html | None:
             "Percent right, with the 95% interval over test images",
             "; teachers on held-out images" if facts.results.get("teacher") else "",
             ". ",
-            _difference_from_paper(facts) if theirs else "",
+            _difference_from_paper(facts, theirs) if theirs else "",
         ],
     )
 
@@ -286,20 +290,20 @@ def _curve(which: str, result: Mapping[str, Any]) -> Html | None:
     return tag("details", tag("summary", f"Accuracy by radius ({which}{n})"), table)
 
 
-def _difference_from_paper(facts: Facts) -> str:
+def _difference_from_paper(facts: Facts, theirs: PapersRow) -> str:
     """Why this run's numbers are not to be compared with the paper's as they stand."""
-    apart = []
-    limit, epochs = facts.setting("data", "limit_train"), facts.setting("train", "epochs")
+    apart = list(theirs.apart)
+    limit = facts.setting("data", "limit_train")
     if limit is not None:
         apart.append(f"{count(limit)} training images")
-    if is_number(epochs) and epochs < 100:
-        apart.append(f"{epochs} epochs")
     if facts.setting("data", "selection") == "holdout":
         apart.append("a checkpoint chosen on held-out images, where the paper takes the test set")
     counts = {images(result, n) for result in facts.measured.values() for n in TITLES if n in result}
     if counts and min(counts) < 10_000:
         apart.append(f"{count(min(counts))} test images at the least")
-    return f"It differs from the paper's by {', '.join(apart)}." if apart else ""
+    if theirs.another:
+        return f"The paper has no run with this loss: the nearest differs by {'; '.join(apart)}."
+    return f"It differs from the paper's by {'; '.join(apart)}." if apart else ""
 
 
 # ---------------------------------------------------------------------------------------------- figures
