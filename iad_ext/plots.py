@@ -215,7 +215,7 @@ def draw(name: str, runs: Sequence[str | Path | Run], path: str | Path) -> None:
 
     Args:
         name: such as `figure1a`.
-        runs: run folders; all but `figure3c` take one.
+        runs: run folders; all but `figure3c` and `radius` take one.
         path: where to write; the suffix says the format. A `.png` and an `.svg` are the usual two.
 
     Raises:
@@ -226,13 +226,14 @@ def draw(name: str, runs: Sequence[str | Path | Run], path: str | Path) -> None:
         _figure(name, runs).savefig(path, dpi=200, **_undated(Path(path).suffix))
 
 
-def svg(name: str, runs: Sequence[str | Path | Run]) -> str:
+def svg(name: str, runs: Sequence[str | Path | Run], *, mark: str = "") -> str:
     """One of `FIGURES` as an SVG element, for a page whose colours it takes: no background, black left to `fill`.
 
     The other colours are the custom properties `--fig-000000`, `--fig-0072B2` and so on where the page sets them.
+    `mark` tells it from other figures of that name on the page.
     """
     with mpl.rc_context(STYLE):
-        return _element(name, _figure(name, runs))
+        return _element(f"{name}{mark}", _figure(name, runs))
 
 
 def relation(found: Mapping[str, Any], path: str | Path) -> None:
@@ -249,10 +250,10 @@ def relation(found: Mapping[str, Any], path: str | Path) -> None:
         _scattered(found).savefig(path, dpi=200, **_undated(Path(path).suffix))
 
 
-def relation_svg(found: Mapping[str, Any]) -> str:
+def relation_svg(found: Mapping[str, Any], *, mark: str = "") -> str:
     """The same as an SVG element, as `svg` makes one."""
     with mpl.rc_context(STYLE):
-        return _element(str(found["name"]), _scattered(found))
+        return _element(f"relation{mark}", _scattered(found))
 
 
 def _scattered(found: Mapping[str, Any]) -> Figure:
@@ -513,16 +514,18 @@ def robust_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def accuracy_by_radius(axes: Axes, runs: Sequence[Run]) -> None:
-    """Robust accuracy by radius, of the best checkpoint and the last: a sound network's falls to about zero."""
-    results = _only(runs).results
-    checkpoints = {which: results.get(which) for which in ("best", "last")}
+    """Robust accuracy by radius: a sound network's falls to about zero. Best and last of one run, best of several."""
+    if len(runs) == 1:
+        measured = {which: runs[0].results.get(which) for which in ("best", "last")}
+    else:
+        measured = {run.label: run.results.get("best") for run in runs}
     curves = {
-        which: measured["curve"]
-        for which, measured in checkpoints.items()
-        if isinstance(measured, Mapping) and isinstance(measured.get("curve"), Mapping) and measured["curve"]
+        label: of["curve"]
+        for label, of in measured.items()
+        if isinstance(of, Mapping) and isinstance(of.get("curve"), Mapping) and of["curve"]
     }
     if not curves:
-        raise NothingToDrawError(f"{runs[0].label} was not measured by radius")
+        raise NothingToDrawError(f"{', '.join(run.label for run in runs)}: not measured by radius")
     _by_radius(axes, curves)
 
 

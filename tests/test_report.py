@@ -20,8 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from iad_ext import cli, evaluate, paper, plots, report
+from iad_ext import cli, evaluate, paper, plots, recipes, report
 from iad_ext.evaluation import gallery
+from iad_ext.settings import override, to_yaml
 
 RUN = "runs/digits/iad1_resnet18-at/seed0"
 HOSTILE = (
@@ -155,29 +156,142 @@ def test_what_casts_doubt_is_said_first(run):
     assert "no sign of masked gradients" not in text
 
 
+def as_a_run_of(run, recipe, data, teacher, **changed):
+    """The run's page had its settings been those of a recipe for so many epochs, with some changed."""
+    settings = recipes.load(recipe).defaults(data=data, epochs=20)
+    changed = {name.replace("__", "."): value for name, value in changed.items()}
+    settings = override(settings, {"teacher": teacher, "data.selection": "test", **changed})
+    (run / "settings.yaml").write_text(to_yaml(settings))
+    return page_of(run).text
+
+
 @pytest.mark.parametrize(
-    ("objective", "student", "data", "teacher", "table", "method"),
+    ("recipe", "data", "teacher", "changed", "where", "row"),
     [
-        ("iad1", "cifar_resnet18", "cifar10", "at", "table2", "IAD-I"),
-        ("akd2", "cifar_resnet18", "cifar100", "runs/cifar100/trades_resnet18/seed1", "table2", "AKD2"),
-        ("trades", "cifar_wrn34_10", "cifar10", None, "table3", "TRADES"),
-        ("iad2", "cifar_preact_resnet18", "tiny-imagenet", "at", "table4", "IAD-II"),
+        ("iad1_resnet18", "cifar10", "at", {}, "Table 2, IAD-I (AT)", {"method": "IAD-I", "teacher": "at"}),
+        (
+            "akd2_resnet18",
+            "cifar100",
+            "runs/cifar100/trades_resnet18/seed1",
+            {},
+            "Table 2, AKD2 (TRADES)",
+            {"method": "AKD2", "teacher": "trades"},
+        ),
+        ("trades_wrn34", "cifar10", None, {}, "Table 3, TRADES", {"method": "TRADES"}),
+        (
+            "iad2_preactresnet18",
+            "tiny-imagenet",
+            "at",
+            {},
+            "Table 4, IAD-II (AT)",
+            {"method": "IAD-II", "teacher": "at"},
+        ),
+        (
+            "iad2_resnet18",
+            "cifar10",
+            "at",
+            {"objective__beta": 1.0, "objective__warmup_epochs": 0},
+            "Table 5, IAD-II, β = 1",
+            {"method": "IAD-II", "beta": 1.0},
+        ),
+        (
+            "iad1_resnet18",
+            "cifar10",
+            "at",
+            {"objective__warmup_epochs": 4},  # a fifth of the epochs
+            "Table 6, IAD-I, warm-up 40",
+            {"method": "IAD-I", "warmup_epochs": 40},
+        ),
+        (
+            "akd2_resnet18",
+            "cifar10",
+            "at",
+            {"objective__name": "akd2_down", "objective__beta": 0.1},
+            "Table 7, AKD2, partially trusted",
+            {"method": "AKD2, partially trusted"},
+        ),
+        (
+            "iad1_preactresnet18",
+            "tiny-imagenet",
+            "at",
+            {"objective__gate_teacher": True},
+            "Table 8, IAD-I-Down",
+            {"method": "IAD-I-Down"},
+        ),
+        (
+            "iad1_resnet18",
+            "cifar10",
+            "at",
+            {"objective__gamma": "4.0"},
+            "Table 9, IAD-I, γ = 4",
+            {"method": "IAD-I", "gamma": 4.0},
+        ),
+        (
+            "trades_resnet18",
+            "cifar10",
+            None,
+            {"objective__tau": 60.0},
+            "Table 10, TRADES, τ = 60",
+            {"tau": 60},
+        ),
+        (
+            "iad1_resnet18",
+            "cifar10",
+            "at",
+            {"objective__tau": 0.1},
+            "Table 11, IAD-I, τ = 0.1",
+            {"method": "IAD-I", "tau": 0.1},
+        ),
+        (
+            "ard_resnet18",
+            "cifar10",
+            "at",
+            {"objective__weights": "label=1"},
+            "Table 12, label 1, teacher 1",
+            {"label_ce_nat": "1", "self_kl": "0", "teacher_kl_adv": "1"},
+        ),
+        (
+            "akd2_resnet18",
+            "cifar10",
+            "at",
+            {"objective__weights": "teacher=0"},
+            "Table 13, label, natural teacher",
+            {"terms": "label + teacher_st"},
+        ),
     ],
 )
 def test_a_run_of_the_paper_stands_beside_the_paper_s_numbers(
-    run, objective, student, data, teacher, table, method
+    run, recipe, data, teacher, changed, where, row
 ):
-    settings = yaml.safe_load((run / "settings.yaml").read_text())
-    settings["objective"]["name"], settings["student"]["name"] = objective, student
-    settings["data"]["name"], settings["teacher"] = data, teacher
-    (run / "settings.yaml").write_text(yaml.safe_dump(settings))
-    kind = "trades" if "trades" in f"{teacher} {objective}" else "at"
-    expected = paper.numbers(table, data=data, method=method, teacher=kind)
-    text = page_of(run).text
-    assert f"Table {table[5:]}, {method}, {kind.upper()} teacher" in text
-    for name in ("natural", "pgd20"):
-        assert f"{expected[name]:.2f}" in text
-    assert "3 epochs" in text[text.index("It differs from the paper's by") :]
+    text = as_a_run_of(run, recipe, data, teacher, **changed)
+    expected = paper.numbers(where.partition(",")[0].lower().replace(" ", ""), data=data, **row)
+    assert f"paper {where} {expected['natural']:.2f} {expected['pgd20']:.2f}" in text
+    assert f"paper {expected['pgd20']:.1f} ┊" in text
+    epochs = recipes.load(recipe).defaults(data=data).train.epochs
+    assert (
+        f"It differs from the paper's by train.epochs 20 for {epochs}; 32 test images at the least." in text
+    )
+
+
+def test_a_variant_that_the_paper_does_not_have_says_what_sets_it_apart(run):
+    """No number of the paper is its own; those of the nearest row stand beside, named as such."""
+    changed = {"objective__gamma": "4", "objective__tau": 0.1, "attack__step": 4 / 255}
+    text = as_a_run_of(run, "iad1_resnet18", "cifar10", "at", **changed)
+    assert "paper, nearest Table 9, IAD-I, γ = 4" in text
+    assert (
+        "no run with this loss: the nearest differs by objective.tau 0.1 for 1.0; attack.step 4/255 for 2/255;"
+        in text
+    )
+    assert "┊" not in text
+
+
+def test_another_training_is_said_beside_the_paper_s_row(run):
+    changed = {"train__rates": "cosine", "train__awp": 0.01, "average__name": "ema", "eval__eps": 4 / 255}
+    text = as_a_run_of(run, "ard_resnet18", "cifar10", "at", **changed)
+    assert "paper Table 2, ARD (AT)" in text
+    for said in ("train.rates cosine for drops", "train.awp 0.01 for 0.0", "average.name ema for none"):
+        assert said in text[text.index("It differs from the paper's by") :]
+    assert "eval.eps 4/255 for 8/255" in text
 
 
 def test_a_run_that_the_paper_does_not_have_claims_none(run):
@@ -412,6 +526,7 @@ def study(folder, **changed):
         "low": -2.5,
     }
     difference |= {"high": -0.5, "seeds": 2, "n": 1000, "mcnemar_p": 0.0213, "verdict": "lower"}
+    difference |= {"seed_spread": 0.2}
     content = {
         "name": "small",
         "title": "Table 2 in small",
@@ -421,6 +536,13 @@ def study(folder, **changed):
         "rows": rows,
         "comparisons": [difference],
         "claims": [{"claim": "IAD-I beats ARD", "verdict": "cannot be told", "why": "two seeds"}],
+        "figures": {
+            "figure1a": ["IAD-I"],
+            "figure2b": ["ARD"],
+            "figure3": ["nobody"],
+            "figure3c": ["ARD", "IAD-I"],
+            "figure4": ["IAD-I"],
+        },
         "provenance": {"commit": "abc123", "runs": 3, "runs_wanted": 4, "selection": ["holdout"]},
     }
     (folder / "study.json").write_text(json.dumps(content | changed))
@@ -449,16 +571,122 @@ def test_a_study_s_page_says_what_it_found(run, tmp_path):
         "signs of masked gradients in ARD: fgsm above pgd20",
         "3 of 4 runs are finished",
         "differences below about 1.2 points",
-        "Figure 3, right.",
+        "The first less the second, accuracies in percentage points",
     ):
         assert said in text, said
-    assert page.attribute("href") == ["runs/mine/seed0/report.html"] * 4  # a run that is gone has no link
+    assert page.attribute("href") == ["runs/mine/seed0/report.html"] * 6  # a run that is gone has no link
+
+
+def test_a_study_s_page_has_its_figures_the_trust_the_curves_and_images(run, tmp_path):
+    report.write(run)
+    page = page_of(study(tmp_path))
+    for said in (
+        "Figure 1a.",
+        "Figure 2b.",
+        "Figure 3, right.",
+        "Figure 4.",
+        "ARD to IAD-I",
+        "Robust accuracy by radius",
+        "Trust in the teacher",
+        "Worst images",
+        "Most distrusted images",
+        "Of the first 32 test images, under PGD-20",
+        "Not drawn yet, for want of runs or of their numbers: figure3.",
+    ):
+        assert said in page.text, said
+    assert "cannot be shown" not in page.text
+    figures = 4 + 2 + 2  # declared; all rows by epoch and by radius; the trust of each row
+    assert sum(tag == "svg" for tag, _ in page.elements) == figures
+    assert len(page.attribute("src")) == 2 * 2 * 3  # rows, groups, images
+    names = page.attribute("id")
+    assert len(names) == len(set(names))  # no figure takes another's hatching
+
+
+def test_many_rows_are_parted_and_folded(run, tmp_path):
+    """As many curves in a figure as there are marks, the rest in figures of their own."""
+    report.write(run)
+    content = json.loads((study(tmp_path) / "study.json").read_text())
+    rows = [content["rows"][0] | {"label": f"row {k}"} for k in range(9)]
+    page = page_of(study(tmp_path, rows=rows, figures={}, comparisons=[]))
+    assert "row 0 to row 3" in page.text
+    assert "row 4 to row 8" in page.text
+    assert sum(tag == "svg" for tag, _ in page.elements) == 2 * 2 + 9
+    assert "Trust in the teacher" in page.text
+    assert "9 rows" in page.text
+    assert not [of for tag, of in page.elements if tag == "details" and "open" in of]
+    assert len((tmp_path / "report.html").read_bytes()) < 9 * 150_000
+
+
+def test_figures_of_several_data_sets_are_drawn_of_each(run, tmp_path):
+    report.write(run)
+    (row,) = json.loads((study(tmp_path) / "study.json").read_text())["rows"][1:]
+    rows = [row | {"label": f"IAD-I, {data}", "data": data} for data in ("cifar10", "cifar100")]
+    page = page_of(study(tmp_path, rows=rows, figures={"figure1a": ["IAD-I"], "figure2b": ["ARD"]}))
+    captions = re.findall(r"Figure 1a\. .*? attacks this student\. (.*?)\.", page.text)
+    assert captions == ["IAD-I, cifar10", "IAD-I, cifar100"]
+    assert "of their numbers: figure2b (cifar10), figure2b (cifar100)." in page.text
+
+
+def test_one_seed_says_nothing_of_methods(tmp_path):
+    (one,) = json.loads((study(tmp_path) / "study.json").read_text())["comparisons"]
+    sentence = "the intervals speak of these very networks only: nothing is said of the methods"
+    page = page_of(study(tmp_path, comparisons=[one]))
+    assert "badge bad" in page.attribute("class")
+    assert sentence not in page.text
+    page = page_of(study(tmp_path, comparisons=[one | {"seed_spread": None}]))
+    assert "badge bad" not in page.attribute("class")
+    assert "· these networks only" in page.text
+    assert sentence in page.text
+
+
+def test_many_comparisons_are_folded_but_for_the_strongest_attack_s(tmp_path):
+    (one,) = json.loads((study(tmp_path) / "study.json").read_text())["comparisons"]
+    many = [
+        one | {"a": f"row {k}", "measure": measure, "checkpoint": which}
+        for k in range(9)
+        for measure in ("natural", "aa")
+        for which in ("best", "last")
+    ]
+    text = report.write(study(tmp_path, comparisons=many)).read_text()
+    assert re.findall(r'<details open=""><summary>(.*?)</summary>', text) == ["AutoAttack, best checkpoint"]
+    assert "<summary>natural, last checkpoint</summary>" in text
+
+
+def test_costs_have_their_names_and_no_checkpoint(tmp_path):
+    content = json.loads((study(tmp_path) / "study.json").read_text())
+    cell = {"mean": 2.5, "std": None, "values": [2.5], "n": None}
+    rows = [
+        row
+        | {"checkpoints": {which: {"seconds_per_epoch": cell, "gpu_mib": cell} for which in ("best", "last")}}
+        for row in content["rows"]
+    ]
+    differences = [
+        content["comparisons"][0]
+        | {"measure": measure, "verdict": "higher", "checkpoint": "last", "seed_spread": None, "n": 5}
+        for measure in ("seconds_per_epoch", "gpu_mib")
+    ]
+    measures = ["seconds_per_epoch", "gpu_mib"]
+    page = page_of(study(tmp_path, rows=rows, measures=measures, comparisons=differences))
+    assert sum(tag == "table" for tag, _ in page.elements) == 1 + 2
+    assert "seconds an epoch" in page.text
+    assert "memory, MiB" in page.text
+    for word in ("seconds_per_epoch", "gpu_mib", "checkpoint", "percent", "n = –", "networks only"):
+        assert word not in page.text
+    assert "1 seed" in page.text
+    assert "95% intervals over epochs" in page.text
+    assert "badge bad" in page.attribute("class")  # more of a cost is no gain
+    assert "badge good" not in page.attribute("class")
 
 
 @pytest.mark.parametrize("words", HOSTILE)
 def test_hostile_words_in_a_study_stay_words(tmp_path, words):
     content = _spoilt(json.loads((study(tmp_path) / "study.json").read_text()), words)
     content["measures"] = ["natural", words]
+    point = {"label": words, "teacher": words, "method": words, "x": 1.0, "y": 2.0, "seeds": 1}
+    held = {"called": words, "method": words, "rho": None, "n": 1, "p": None}
+    titles = {"x_title": words, "y_title": words, "x": words, "y": words}
+    content["relations"] = [{"name": words, "points": [point], "correlations": [held], **titles}]
+    content["figures"] = {words: [words]}
     page = page_of(study(tmp_path, **content))
     assert page.open == []
     refuse_anything_active(page)
@@ -546,44 +774,57 @@ def _browse(folder, *args):
     return done.stdout
 
 
-def _picture(folder, page, width, *flags):
-    path = folder / "shot.png"
-    path.unlink(missing_ok=True)
-    _browse(folder, f"--window-size={width},2400", f"--screenshot={path}", *flags, page.as_uri())
-    return np.asarray(Image.open(path).convert("L"), dtype=float)
+WIDTHS = (390, 1400)
+TALL = 2400
+DARK = "--blink-settings=preferredColorScheme=0"
+# a page carries no script: copies that measure themselves, side by side in a frame that says how wide they are
+MEASURING = (
+    "<script>document.title=[document.documentElement.scrollWidth,innerWidth].join('/')</script></body>"
+)
+SAYING = """<script>onload=()=>{
+  const said = [...document.querySelectorAll('iframe')].map(f => f.contentDocument.title)
+  document.documentElement.lang = 'wide ' + said.join(' ')
+}</script>"""
 
 
-@needs_chromium
-def test_the_page_in_a_browser_light_and_dark(run, tmp_path):
-    page = report.write(run)
-    light = _picture(tmp_path, page, 1400)
-    dark = _picture(tmp_path, page, 1400, "--blink-settings=preferredColorScheme=0")
-    assert light.shape == dark.shape == (2400, 1400)
-    assert np.median(light) > 225  # a light ground, a dark one
-    assert np.median(dark) < 45
-    for pixels in (light, dark):  # and on it, all the way down, something to see
-        assert all(strip.std() > 5 for strip in np.array_split(pixels, 6))
-
-
-@needs_chromium
-@pytest.mark.parametrize("width", [390, 1400])
-@pytest.mark.parametrize("kind", ["run", "study"])
-def test_nothing_is_wider_than_the_screen(run, tmp_path, width, kind):
-    written = report.write(run if kind == "run" else study(tmp_path))
-    # the page itself carries no script: a copy that measures itself
-    script = (
-        "<script>document.title=[document.documentElement.scrollWidth,innerWidth].join('/')</script></body>"
+def _looked_at(folder, page, *flags):
+    """The page at each width as grey pixels, and how wide what is on it is, from one start of the browser."""
+    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text()).replace("</body>", MEASURING)
+    (folder / "measured.html").write_text(text)
+    frames = "".join(f"<iframe width={w} height={TALL} src=measured.html></iframe>" for w in WIDTHS)
+    style = "<style>body { margin: 0; display: flex } iframe { border: 0 }</style>"
+    (folder / "frame.html").write_text(
+        f'<html><meta name="color-scheme" content="light dark">{style}<body>{frames}{SAYING}</body></html>'
     )
-    text = re.sub(r"<meta http-equiv[^>]*>", "", written.read_text()).replace("</body>", script)
-    frame = tmp_path / "frame.html"
-    (tmp_path / "measured.html").write_text(text)
-    frame.write_text(
-        f"<iframe id=f width={width} height=900 src=measured.html></iframe>"
-        "<script>f.onload=()=>{document.body.textContent='wide '+f.contentDocument.title}</script>"
-    )
+    shot = folder / "shot.png"
     dom = _browse(
-        tmp_path, "--allow-file-access-from-files", "--virtual-time-budget=3000", "--dump-dom", frame.as_uri()
+        folder,
+        "--allow-file-access-from-files",
+        "--virtual-time-budget=3000",
+        f"--window-size={sum(WIDTHS)},{TALL}",
+        f"--screenshot={shot}",
+        "--dump-dom",
+        *flags,
+        (folder / "frame.html").as_uri(),
     )
-    found, inner = map(int, re.search(r"wide (\d+)/(\d+)", dom).groups())
-    assert inner == width
-    assert found <= width
+    pixels = np.asarray(Image.open(shot).convert("L"), dtype=float)
+    assert pixels.shape == (TALL, sum(WIDTHS))
+    found = re.search(r"wide (\d+)/(\d+) (\d+)/(\d+)", dom).groups()
+    assert tuple(map(int, found[1::2])) == WIDTHS
+    return np.split(pixels, [WIDTHS[0]], axis=1), list(map(int, found[::2]))
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["run", "study"])
+def test_the_page_in_a_browser_on_a_telephone_and_a_screen(run, tmp_path, kind, scheme):
+    page = report.write(run)
+    if kind == "study":
+        page = report.write(study(tmp_path))
+    shots, wide = _looked_at(tmp_path, page, *([DARK] if scheme == "dark" else []))
+    for pixels, width, content in zip(shots, WIDTHS, wide, strict=True):
+        assert content <= width  # nothing to scroll sideways for
+        ground = np.median(pixels)
+        assert ground < 45 if scheme == "dark" else ground > 225
+        # and on it, all the way down, something to see
+        assert all(strip.std() > 5 for strip in np.array_split(pixels, 6))

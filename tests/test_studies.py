@@ -21,6 +21,7 @@ from recipe_files import ENVIRONMENT, RECIPES
 from study_runs import fake_run
 
 from iad_ext import checkpoint, cli, paper, recipes, settings, studies
+from iad_ext.diagnostics import TRUST_EDGES
 from iad_ext.studies import overrides, results, runner, tables
 from iad_ext.studies.grid import LONGEST, Claim
 from iad_ext.studies.runner import Runner
@@ -664,7 +665,50 @@ def test_figures_are_drawn_of_finished_runs(in_folder):
     studies.report(grid)
     drawn = {path.name for path in grid.folder.glob("figure*")}
     assert drawn == {"figure3.png", "figure3.svg"}  # figure3c needs both runs
-    assert (grid.folder / "report.html").is_file()
+    page = (grid.folder / "report.html").read_text()
+    assert "<b>Figure 3. </b>" in page
+    assert "of their numbers: figure3c.</p>" in page
+
+
+FOR_FIGURES = {
+    "teacher/acc_nat": 80.0,
+    "teacher/acc_on_student_adv": 50.0,
+    "cases/reliable": 40.0,
+    "trust/histogram": [1] * (len(TRUST_EDGES) - 1),
+}
+
+
+def with_figures(cell):
+    """A finished cell whose run counted what the paper's figures are drawn of."""
+    fake_run(cell, 0.5)
+    (cell.folder / "settings.yaml").write_text("objective: {name: iad1, beta: 0.1}\n")
+    path = cell.folder / "metrics.jsonl"
+    lines = [json.loads(line) | FOR_FIGURES for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize(
+    ("name", "called"), [("figure1", "Figure 1a"), ("figure2", "Figure 2b"), ("figure4", "Figure 4")]
+)
+def test_a_figure_s_study_has_it_on_its_page(in_folder, name, called):
+    grid = grid_of(name)
+    for cell in grid.cells:
+        with_figures(cell)
+    studies.report(grid)
+    page = (grid.folder / "report.html").read_text()
+    assert f"<b>{called}. </b>" in page
+    assert "Trust in the teacher" in page
+    assert "Not drawn" not in page
+
+
+def test_figures_are_drawn_of_each_data_set(in_folder):
+    grid = grid_of("figure1", data=("cifar10", "cifar100"))
+    for cell in grid.cells:
+        with_figures(cell)
+    studies.report(grid)
+    drawn = {path.name for path in grid.folder.glob("figure*")}
+    assert drawn == {f"figure1a-{data}.{end}" for data in ("cifar10", "cifar100") for end in ("png", "svg")}
+    assert (grid.folder / "report.html").read_text().count("<b>Figure 1a. </b>") == 2
 
 
 def test_a_figure_without_numbers_is_told(in_folder, caplog):

@@ -48,7 +48,7 @@ def joined(children: Child) -> Html:
     return Html(html.escape(str(children)))
 
 
-def page(title: str, *body: Child) -> str:
+def page(title: str, *body: Child, made_of: str = "the files in this folder") -> str:
     """A whole page: its style inside, nothing fetched, no script."""
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     head = tag(
@@ -60,7 +60,7 @@ def page(title: str, *body: Child) -> str:
         tag("title", title),
         Html(f"<style>{style}</style>"),
     )
-    foot = tag("footer", f"Made by iad-ext {versions()['iad-ext']} from the files in this folder alone.")
+    foot = tag("footer", f"Made by iad-ext {versions()['iad-ext']} from {made_of} alone.")
     return f'<!DOCTYPE html>\n<html lang="en">{head}{tag("body", tag("main", *body), foot)}</html>\n'
 
 

@@ -12,13 +12,25 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from iad_ext import files
-from iad_ext.report.html import Html, number, tag
+from iad_ext.report.html import Html, count, number, tag
+from iad_ext.units import show_fraction
 
 MOST_IMAGES, LARGEST = 64, 512  # what a page can hold
+GROUPS = {
+    "worst": (
+        "Worst images",
+        "The smallest margins of the student under attack: how far the true class is behind.",
+    ),
+    "distrusted": (
+        "Most distrusted images",
+        "Those on whose adversarial versions the teacher gives the true class the least probability. "
+        "Here IAD turns to the student's own answer.",
+    ),
+}
 
 
-def cards(path: Path) -> tuple[Mapping[str, Any], dict[str, list[Html]]]:
-    """What the gallery says of itself, and a card an image, by group.
+def cards(path: Path, most: int | None = None) -> tuple[Mapping[str, Any], dict[str, list[Html]]]:
+    """What the gallery says of itself, and a card an image, by group; of each group the first `most`.
 
     Raises:
         ValueError: it is no gallery.
@@ -32,13 +44,24 @@ def cards(path: Path) -> tuple[Mapping[str, Any], dict[str, list[Html]]]:
     if not isinstance(about, dict) or not isinstance(about.get("eps"), int | float):
         raise ValueError(f"{path.name} does not say its radius")
     groups: dict[str, list[Html]] = {}
-    for group in ("worst", "distrusted"):
+    for group in GROUPS:
         own = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith(f"{group}/")}
         if own:
             _check(own, path)
             classes = [str(name) for name in about.get("classes", ())]
-            groups[group] = [_card(own, k, classes, float(about["eps"])) for k in range(len(own["label"]))]
+            shown = range(len(own["label"]))[:most]
+            groups[group] = [_card(own, k, classes, float(about["eps"])) for k in shown]
     return about, groups
+
+
+def said(about: Mapping[str, Any]) -> str:
+    """Of which images, under what, and how the differences are to be read."""
+    eps = float(about["eps"])
+    return (
+        f"Of the first {count(about.get('n'))} test images, under PGD-20 at ε = {show_fraction(eps)} on the network "
+        f"called {about.get('network')}. The difference is magnified {1 / (2 * max(eps, 1 / 255)):.0f} times: grey is "
+        "none, black and white are ∓ε."
+    )
 
 
 def _check(own: Mapping[str, Tensor], path: Path) -> None:
@@ -57,9 +80,9 @@ def _check(own: Mapping[str, Tensor], path: Path) -> None:
 
 def _card(own: Mapping[str, Tensor], k: int, classes: Sequence[str], eps: float) -> Html:
     true, natural, attacked = (int(own[n][k]) for n in ("label", "said_natural", "said_adversarial"))
-    said = f"{_class(classes, natural)} → {_class(classes, attacked)}" if natural != attacked else ""
+    moved = f"{_class(classes, natural)} → {_class(classes, attacked)}" if natural != attacked else ""
     truth = f"{_class(classes, true)}: "
-    answer = f"the student says {said or _class(classes, attacked) + ' to both'}"
+    answer = f"the student says {moved or _class(classes, attacked) + ' to both'}"
     numbers = f"margin {number(float(own['margin'][k]), 2)}"
     if "trust" in own:
         numbers += f" · P_T(x̃|y) {float(own['trust'][k]):.2g}"

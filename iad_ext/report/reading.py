@@ -1,11 +1,11 @@
 """What report pages read, and how they go on where something cannot be read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from iad_ext import files, paper
+from iad_ext import files
 from iad_ext.plots import NothingToDrawError, Run, svg
 from iad_ext.report.html import Html, is_number, tag
 
@@ -28,10 +28,24 @@ OBJECTIVES = {
     "iad_mtard": "IAD on MTARD",
 }
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"}
-# the paper's table of each student
-TABLES = {"cifar_resnet18": "table2", "cifar_wrn34_10": "table3", "cifar_preact_resnet18": "table4"}
+# what is measured and is no accuracy
+COSTS = {"seconds_per_epoch": "seconds an epoch", "gpu_mib": "memory, MiB"}
+# what figures are called under them, and what they show
+CAPTIONS = {
+    "figure1a": ("Figure 1a. ", "How far the teacher can be trusted on what attacks this student."),
+    "figure2b": ("Figure 2b. ", "The paper's three cases; its “wrong” is the last two together."),
+    "figure3": ("Figure 3. ", "Student, teacher, and both combined by α, on x̃ of the training images."),
+    "figure3c": ("Figure 3, right. ", "Validation PGD-10 accuracy by epoch."),
+    "figure4": ("Figure 4. ", "What other β would have made of the teacher's last probabilities."),
+    "trust": ("Trust. ", "The histogram of α, in the first epoch and in the last."),
+    "learning": ("", "The student by epoch. The checkpoint called best is marked."),
+    "losses": ("", "The loss and its weighted terms, mean over the training images."),
+    "radius": ("", "Robust accuracy by radius: of a sound network it falls to about zero."),
+}
 # what a damaged file makes of the code that reads it
 DAMAGED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OSError)
+
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -44,7 +58,7 @@ class Sections:
 
     broken: list[str] = field(default_factory=list)
 
-    def make(self, name: str, build: Callable[[], Html | None]) -> Html | None:
+    def make(self, name: str, build: Callable[[], Made | None]) -> Made | None:
         """What `build` returns; None, and a line in `broken`, where the files do not allow it."""
         try:
             return build()
@@ -54,11 +68,23 @@ class Sections:
             self.broken.append(f"{name} cannot be shown: {type(error).__name__}: {error}")
             return None
 
-    def figure(self, name: str, runs: list[Run], caption: object) -> Html | None:
-        """One of the figures with its caption; None where the runs have no such numbers."""
+    def figure(
+        self, name: str, runs: Sequence[Run], more: object = "", *, caption: object = None, mark: str = ""
+    ) -> Html | None:
+        """One of the figures; None where the runs have no such numbers.
+
+        Args:
+            name: such as `figure1a`.
+            runs: what it is drawn from.
+            more: what the caption says after its usual words.
+            caption: instead of all of them.
+            mark: what tells it from others of this name on the page.
+        """
 
         def drawn() -> Html:
-            return tag("figure", Html(svg(name, runs)), tag("figcaption", caption))
+            called, words = CAPTIONS.get(name, ("", ""))
+            said = [tag("b", called) if called else "", words, " " if more else "", more]
+            return tag("figure", Html(svg(name, runs, mark=mark)), tag("figcaption", caption or said))
 
         return self.make(f"figure {name}", drawn)
 
@@ -71,21 +97,6 @@ def mapping(value: object) -> Mapping[str, Any]:
 def read(folder: Path, name: str) -> Mapping[str, Any]:
     """A JSON file of the folder that holds a mapping; empty where there is none."""
     return mapping(files.read_json(folder / name)) if (folder / name).is_file() else {}
-
-
-def papers_numbers(settings: Mapping[str, Any]) -> tuple[str, Mapping[str, float]] | None:
-    """Where the paper has this student, method, teacher and data, and its numbers; None where it does not."""
-    data, student = mapping(settings.get("data")), mapping(settings.get("student"))
-    objective = mapping(settings.get("objective")).get("name")
-    table, method = TABLES.get(str(student.get("name"))), OBJECTIVES.get(str(objective))
-    teacher = objective if objective in ("at", "trades") else short_teacher(settings.get("teacher"))
-    if table is None or method is None or teacher is None:
-        return None
-    try:
-        found = paper.numbers(table, data=data.get("name"), method=method, teacher=teacher)
-    except ValueError:
-        return None
-    return f"Table {table.removeprefix('table')}, {method}, {str(teacher).upper()} teacher", found
 
 
 def short_teacher(teacher: object) -> str | None:

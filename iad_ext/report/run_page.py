@@ -9,22 +9,12 @@ from iad_ext.checkpoint import read_lines
 from iad_ext.evaluation import TITLES, images
 from iad_ext.plots import Run
 from iad_ext.report import pictures
+from iad_ext.report.beside import PapersRow, papers_row
 from iad_ext.report.html import Html, count, is_number, notes, number, page, section, share, tag
-from iad_ext.report.reading import DATA, OBJECTIVES, Sections, mapping, papers_numbers, read
+from iad_ext.report.reading import DATA, OBJECTIVES, Sections, mapping, read
 from iad_ext.units import parse_fraction, show_fraction
 
 FEW = 1000  # images below which an interval is wider than most differences of the paper
-PICTURES = {
-    "worst": (
-        "Worst images",
-        "The smallest margins of the student under attack: how far the true class is behind.",
-    ),
-    "distrusted": (
-        "Most distrusted images",
-        "Those on whose adversarial versions the teacher gives the true class the least probability. "
-        "Here IAD turns to the student's own answer.",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -157,9 +147,10 @@ def _chips(facts: Facts) -> Html:
 
 
 def _tiles(facts: Facts, result: Mapping[str, Any]) -> Html:
-    theirs = papers_numbers(facts.run.settings)
+    theirs = papers_row(facts.run.settings)
+    numbers = theirs.numbers if theirs and not theirs.another else {}
     tiles = [
-        _tile(name, title, result, theirs[1].get(name) if theirs else None)
+        _tile(name, title, result, numbers.get(name))
         for name, title in TITLES.items()
         if is_number(result.get(name))
     ]
@@ -238,11 +229,13 @@ def _results(facts: Facts) -> Html | None:
         epoch = mapping(facts.results.get("epochs")).get(which)
         at = tag("small", f"epoch {epoch + 1}") if is_number(epoch) else None
         rows.append(tag("tr", tag("th", which, at, scope="row"), *(_cell(result, n) for n in names)))
-    theirs = papers_numbers(facts.run.settings)
+    theirs = papers_row(facts.run.settings)
     if theirs:
-        where, numbers = theirs
-        cells = (tag("td", number(numbers.get(name), 2)) for name in names)
-        rows.append(tag("tr", tag("th", "paper", tag("small", where), scope="row"), *cells, class_="paper"))
+        called = "paper, nearest" if theirs.another else "paper"
+        cells = (tag("td", number(theirs.numbers.get(name), 2)) for name in names)
+        rows.append(
+            tag("tr", tag("th", called, tag("small", theirs.where), scope="row"), *cells, class_="paper")
+        )
     rows += [
         tag(
             "tr",
@@ -261,7 +254,7 @@ def _results(facts: Facts) -> Html | None:
             "Percent right, with the 95% interval over test images",
             "; teachers on held-out images" if facts.results.get("teacher") else "",
             ". ",
-            _difference_from_paper(facts) if theirs else "",
+            _difference_from_paper(facts, theirs) if theirs else "",
         ],
     )
 
@@ -297,20 +290,20 @@ def _curve(which: str, result: Mapping[str, Any]) -> Html | None:
     return tag("details", tag("summary", f"Accuracy by radius ({which}{n})"), table)
 
 
-def _difference_from_paper(facts: Facts) -> str:
+def _difference_from_paper(facts: Facts, theirs: PapersRow) -> str:
     """Why this run's numbers are not to be compared with the paper's as they stand."""
-    apart = []
-    limit, epochs = facts.setting("data", "limit_train"), facts.setting("train", "epochs")
+    apart = list(theirs.apart)
+    limit = facts.setting("data", "limit_train")
     if limit is not None:
         apart.append(f"{count(limit)} training images")
-    if is_number(epochs) and epochs < 100:
-        apart.append(f"{epochs} epochs")
     if facts.setting("data", "selection") == "holdout":
         apart.append("a checkpoint chosen on held-out images, where the paper takes the test set")
     counts = {images(result, n) for result in facts.measured.values() for n in TITLES if n in result}
     if counts and min(counts) < 10_000:
         apart.append(f"{count(min(counts))} test images at the least")
-    return f"It differs from the paper's by {', '.join(apart)}." if apart else ""
+    if theirs.another:
+        return f"The paper has no run with this loss: the nearest differs by {'; '.join(apart)}."
+    return f"It differs from the paper's by {'; '.join(apart)}." if apart else ""
 
 
 # ---------------------------------------------------------------------------------------------- figures
@@ -324,54 +317,24 @@ def _figures(*found: Html | None) -> Html | None:
 def _training(facts: Facts, sections: Sections) -> Html | None:
     runs = [facts.run]
     figures = _figures(
-        sections.figure("learning", runs, "The student by epoch. The checkpoint called best is marked."),
-        sections.figure("losses", runs, _loss_caption(facts)),
-        sections.figure(
-            "radius", runs, "Robust accuracy by radius: of a sound network it falls to about zero."
-        ),
+        sections.figure("learning", runs),
+        sections.figure("losses", runs, _of_introspection(facts)),
+        sections.figure("radius", runs),
     )
     return section("Training", figures) if figures else None
 
 
-def _loss_caption(facts: Facts) -> str:
+def _of_introspection(facts: Facts) -> str:
     shares = facts.run.series("introspection/share")[1]
-    said = f" Introspection was {shares[-1]:.1f}% of it in the last epoch." if shares else ""
-    return f"The loss and its weighted terms, mean over the training images.{said}"
+    return f"Introspection was {shares[-1]:.1f}% of it in the last epoch." if shares else ""
 
 
 def _teacher(facts: Facts, sections: Sections) -> Html | None:
-    runs = [facts.run]
-    half = facts.run.settings.get("diagnostics") == "half"
-    figures = _figures(
-        sections.figure(
-            "figure1a",
-            runs,
-            [tag("b", "Figure 1a. "), "How far the teacher can be trusted on what attacks this student."],
-        ),
-        sections.figure(
-            "figure2b",
-            runs,
-            [tag("b", "Figure 2b. "), "The paper's three cases; its “wrong” is the last two together."],
-        ),
-        sections.figure(
-            "figure3",
-            runs,
-            [
-                tag("b", "Figure 3. "),
-                "Student, teacher, and both combined by α, on x̃ of the training images.",
-            ],
-        ),
-        sections.figure(
-            "trust", runs, [tag("b", "Trust. "), "The histogram of α, in the first epoch and in the last."]
-        ),
-        sections.figure(
-            "figure4",
-            runs,
-            [tag("b", "Figure 4. "), "What other β would have made of the teacher's last probabilities."],
-        ),
-    )
+    names = ("figure1a", "figure2b", "figure3", "trust", "figure4")
+    figures = _figures(*(sections.figure(name, [facts.run]) for name in names))
     if figures is None:
         return None
+    half = facts.run.settings.get("diagnostics") == "half"
     intro = (
         "Counted on training images while the student trains"
         + ("; passes that the objective does not read run on every second batch." if half else ".")
@@ -392,21 +355,15 @@ def _images(facts: Facts) -> Html | None:
     if not path.is_file():
         return None
     about, groups = pictures.cards(path)
-    magnified = 1 / (2 * max(float(about["eps"]), 1 / 255))
     parts = [
         [
-            tag("h3", PICTURES[group][0]),
-            tag("p", PICTURES[group][1], class_="intro"),
+            tag("h3", pictures.GROUPS[group][0]),
+            tag("p", pictures.GROUPS[group][1], class_="intro"),
             tag("div", *made, class_="gallery"),
         ]
         for group, made in groups.items()
     ]
-    intro = (
-        f"Of the first {count(about.get('n'))} test images, under PGD-20 at ε = {show_fraction(float(about['eps']))} "
-        f"on the network called {about.get('network')}. The difference is magnified {magnified:.0f} times: "
-        "grey is none, black and white are ∓ε."
-    )
-    return section("Images", *parts, intro=intro)
+    return section("Images", *parts, intro=pictures.said(about))
 
 
 # ---------------------------------------------------------------------------------------------- settings, provenance

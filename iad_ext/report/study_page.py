@@ -1,19 +1,41 @@
 """A study's page: many runs beside each other and beside the paper's, what differs, and which claims hold."""
 
 import functools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from iad_ext.evaluation import TITLES
 from iad_ext.plots import MARKS, Run, relation_svg
+from iad_ext.report import pictures
 from iad_ext.report.html import Html, badge, count, is_number, notes, number, page, section, share, tag
-from iad_ext.report.reading import Sections, bar, mapping, read
+from iad_ext.report.reading import COSTS, Sections, bar, mapping, read
 
 VERDICTS = {"holds": "good", "fails": "bad", "cannot be told": "plain"}
 DIFFERENCES = {"higher": "good", "lower": "bad", "tie": "plain"}
+LESS_IS_BETTER = {"higher": "bad", "lower": "good", "tie": "plain"}
+PICTURES = 3  # of each group of a row; its run's own page has them all
+UNFOLDED = 6  # rows whose figures are shown without being asked for
+UNFOLDED_DIFFERENCES = 24
+
+
+@dataclass(frozen=True)
+class First:
+    """The first run of a row, which the page's figures and images are of.
+
+    Attributes:
+        row: of `study.json`.
+        place: the run's folder, from the study's.
+        run: what it holds.
+    """
+
+    row: Mapping[str, Any]
+    place: str
+    run: Run
 
 
 def html_of(folder: Path) -> str:
@@ -23,6 +45,7 @@ def html_of(folder: Path) -> str:
         ValueError: its `study.json` cannot be read at all.
     """
     study, sections = read(folder, "study.json"), Sections()
+    firsts = sections.make("the runs", lambda: _first_runs(study, folder, sections)) or []
     made = [
         sections.make("the claims", lambda: _claims(study)),
         *(
@@ -31,7 +54,10 @@ def html_of(folder: Path) -> str:
         ),
         sections.make("the comparisons", lambda: _comparisons(study)),
         sections.make("the relations", lambda: _relations(study)),
-        sections.make("the curves", lambda: _curves(study, folder, sections)),
+        sections.make("the figures", lambda: _figures(study, firsts, sections)),
+        sections.make("the curves", lambda: _curves(firsts, sections)),
+        sections.make("the trust", lambda: _trust(firsts, sections)),
+        sections.make("the images", lambda: _images(firsts, folder, sections)),
         sections.make("the settings", lambda: _pairs("Settings", study.get("settings"))),
         sections.make("the provenance", lambda: _pairs("Provenance", study.get("provenance"))),
     ]
@@ -39,7 +65,8 @@ def html_of(folder: Path) -> str:
     head = sections.make("the headline", lambda: _header(study, title))
     doubts = sections.make("the warnings", lambda: notes(_doubts(study)))
     broken = notes(("bad", line) for line in sections.broken)
-    return page(title, tag("header", head, broken, doubts), *made)
+    header = tag("header", head, broken, doubts)
+    return page(title, header, *made, made_of="the files in this folder and in those of its runs")
 
 
 def _rows(study: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -118,9 +145,8 @@ def _sentence(study: Mapping[str, Any], runs: int) -> list[object]:
     if len(held) < 2 or highest[0] == highest[1] or len({str(row.get("data")) for row in rows}) > 1:
         return [f"{began}."]
     value, row = max(held, key=lambda pair: pair[0])
-    of = TITLES.get(measure, measure)
     return [
-        f"{began}. The highest mean accuracy under {of} is that of ",
+        f"{began}. The highest mean accuracy under {_title(measure)} is that of ",
         tag("strong", f"{_label(row)}: {value:.1f}%"),
         f" (best checkpoint, {_over(_cell(row, 'best', measure))}). "
         "Whether it is more than chance, the comparisons say.",
@@ -131,10 +157,32 @@ def _cell(row: Mapping[str, Any], which: str, measure: str | None) -> Mapping[st
     return mapping(mapping(mapping(row.get("checkpoints")).get(which)).get(str(measure)))
 
 
+def _first_runs(study: Mapping[str, Any], folder: Path, sections: Sections) -> list[First]:
+    """The first run of each row that has begun one."""
+    found = []
+    for row in _rows(study):
+        place = str(next(iter(row.get("runs") or ()), ""))
+        if place and (folder / place / "settings.yaml").is_file():
+            try:
+                found.append(First(row, place, Run.read(folder / place, _label(row))))
+            except (ValueError, OSError) as error:
+                sections.broken.append(f"the run {place} cannot be shown: {error}")
+    return found
+
+
+def _by_data(firsts: Sequence[First]) -> dict[str, list[First]]:
+    """Data sets are no race: each has figures of its own. The only one has no name here."""
+    found: dict[str, list[First]] = {}
+    for first in firsts:
+        found.setdefault(str(first.row.get("data") or ""), []).append(first)
+    return found if len(found) > 1 else {"": list(firsts)}
+
+
 def _over(cell: Mapping[str, Any]) -> str:
     values = cell.get("values")
     seeds = len(values) if isinstance(values, list) else 0
-    return f"{seeds} seed{'' if seeds == 1 else 's'}, n = {count(cell.get('n'))}"
+    n = f", n = {count(cell['n'])}" if is_number(cell.get("n")) else ""
+    return f"{seeds} seed{'' if seeds == 1 else 's'}{n}"
 
 
 # ---------------------------------------------------------------------------------------------- parts
@@ -157,38 +205,42 @@ def _claims(study: Mapping[str, Any]) -> Html | None:
 
 def _table(study: Mapping[str, Any], which: str, folder: Path) -> Html | None:
     measures = [m for m in _measures(study) if any(_cell(row, which, m) for row in _rows(study))]
-    if not measures:
+    accuracies = any(m in TITLES for m in _measures(study))
+    if not measures or (which == "best" and not accuracies):  # costs are of no checkpoint
         return None
-    head = tag(
-        "tr", tag("th", "", scope="col"), *(tag("th", TITLES.get(m, m), scope="col") for m in measures)
-    )
+    head = tag("tr", tag("th", "", scope="col"), *(tag("th", _title(m), scope="col") for m in measures))
     bodies = []
     for row in _rows(study):
         theirs = mapping(row.get("paper"))
         cells = [_shown(_cell(row, which, m), theirs.get(m), percent=m in TITLES) for m in measures]
         bodies.append(tag("tr", tag("th", _label(row), _of_row(row, folder), scope="row"), *cells))
     table = tag("div", tag("table", tag("thead", head), tag("tbody", *bodies)), class_="scroll")
+    what = "Accuracies in percent of the test images: mean" if accuracies else "Mean"
     return section(
-        f"Results, {which} checkpoint",
+        f"Results, {which} checkpoint" if accuracies else "Results",
         table,
-        intro="Accuracies in percent of the test images: mean ± standard deviation over seeds, the paper's under it.",
+        intro=f"{what} ± standard deviation over seeds, the paper's under it.",
     )
+
+
+def _title(measure: str) -> str:
+    return TITLES.get(measure) or COSTS.get(measure, measure)
 
 
 def _of_row(row: Mapping[str, Any], folder: Path) -> Html:
     teacher = row.get("teacher")
-    links: list[object] = []
-    for k, run in enumerate(row.get("runs") or ()):
-        there = str(run)
-        # quoted, a path has no scheme: it leads into this folder's neighbourhood or nowhere
-        made = (folder / there / "report.html").is_file()
-        links += [
-            " ",
-            tag("a", f"run {k + 1}", href=quote(f"{there}/report.html")) if made else f"run {k + 1}",
-        ]
+    runs = enumerate(row.get("runs") or (), start=1)
+    links = [[" ", _link(folder, str(run), f"run {k}")] for k, run in runs]
     data = row.get("data")
     said = [str(data)] * bool(data) + [f"teacher {teacher}"] * bool(teacher)
     return tag("small", " · ".join(said) + " ·" if said else "", *links)
+
+
+def _link(folder: Path, place: str, words: str) -> object:
+    """To a run's page, where it has one."""
+    # quoted, a path has no scheme: it leads into this folder's neighbourhood or nowhere
+    made = (folder / place / "report.html").is_file()
+    return tag("a", words, href=quote(f"{place}/report.html")) if made else words
 
 
 def _shown(cell: Mapping[str, Any], theirs: object, *, percent: bool) -> Html:
@@ -207,6 +259,7 @@ def _shown(cell: Mapping[str, Any], theirs: object, *, percent: bool) -> Html:
 
 
 def _comparisons(study: Mapping[str, Any]) -> Html | None:
+    """A table a measure and checkpoint; of many, the strongest attack's best checkpoint is unfolded."""
     found = [mapping(one) for one in study.get("comparisons") or ()]
     if not found:
         return None
@@ -215,16 +268,45 @@ def _comparisons(study: Mapping[str, Any]) -> Html | None:
     for one in found:
         bounds = [abs(one[key]) for key in ("low", "high", "difference") if is_number(one.get(key))]
         reach[_unit(one)] = max([reach.get(_unit(one), 1e-9), *bounds])
-    rows = [_comparison(one, reach[_unit(one)]) for one in found]
+    order = [*reversed(_measures(study)), *(str(one.get("measure")) for one in found)]
+    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for one in sorted(found, key=lambda one: order.index(str(one.get("measure")))):
+        kinds.setdefault((str(one.get("measure")), str(one.get("checkpoint"))), []).append(one)
+    tables = [
+        tag(
+            "details",
+            tag("summary", _title(measure), f", {which} checkpoint" if measure in TITLES else ""),
+            tag("div", _differences(of, reach), class_="scroll"),
+            open="" if k == 0 or len(found) <= UNFOLDED_DIFFERENCES else None,
+        )
+        for k, ((measure, which), of) in enumerate(kinds.items())
+    ]
+    return section("Comparisons", *tables, intro=_about_differences(study, found))
+
+
+def _about_differences(study: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
+    tie = "A tie means that the interval holds 0: nothing is shown by it, either way."
+    if not any(measure in TITLES for measure in _measures(study)):
+        return f"The first less the second, with 95% intervals over epochs, which n counts. {tie}"
+    said = f"The first less the second, accuracies in percentage points, with 95% intervals. {tie}"
+    if all(map(_is_known, found)):
+        return said
+    return (
+        f"{said} Where every row has one seed, the intervals speak of these very networks only: nothing is said of "
+        "the methods."
+    )
+
+
+def _is_known(one: Mapping[str, Any]) -> bool:
+    """Whether a difference was held against the spread over seeds; costs are not, their epochs are the sample."""
+    return one.get("measure") in COSTS or one.get("seed_spread") is not None
+
+
+def _differences(found: Sequence[Mapping[str, Any]], reach: Mapping[str, float]) -> Html:
     titles = ("", "difference", "− 0 +", "verdict", "McNemar p", "seeds, n")
     head = tag("tr", *(tag("th", title, class_="where" if "0" in title else None) for title in titles))
-    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="forest")
-    return section(
-        "Comparisons",
-        tag("div", table, class_="scroll"),
-        intro="The first less the second, accuracies in percentage points, with 95% intervals. A tie means that the "
-        "interval holds 0: nothing is shown by it, either way.",
-    )
+    rows = [_comparison(one, reach[_unit(one)]) for one in found]
+    return tag("table", tag("thead", head), tag("tbody", *rows), class_="forest")
 
 
 def _unit(one: Mapping[str, Any]) -> str:
@@ -241,24 +323,30 @@ def _comparison(one: Mapping[str, Any], reach: float) -> Html:
         marks.append(tag("span", class_="band", style=f"left:{share(first)};width:{share(last - first)}"))
     if is_number(middle):
         marks.append(tag("span", class_="dot", style=f"left:{share(50 + 50 * middle / reach)}"))
-    verdict, measure = str(one.get("verdict")), str(one.get("measure"))
     seeds = one.get("seeds")
     held = len(seeds) if isinstance(seeds, list) else seeds
-    where = (one.get("data"), TITLES.get(measure, measure), one.get("checkpoint"))
     return tag(
         "tr",
         tag(
             "th",
             f"{one.get('a')} against {one.get('b')}",
-            tag("small", ", ".join(map(str, filter(None, where)))),
+            tag("small", one.get("data")),
             scope="row",
         ),
         tag("td", said, tag("small", f"{number(low, 2)} to {number(high, 2)}")),
         tag("td", tag("div", *marks, class_="track", aria_hidden="true"), class_="where"),
-        tag("td", badge(verdict, DIFFERENCES.get(verdict, "plain"))),
+        tag("td", _verdict(one)),
         tag("td", number(one.get("mcnemar_p"), 3)),
         tag("td", f"{count(held)}, {count(one.get('n'))}"),
     )
+
+
+def _verdict(one: Mapping[str, Any]) -> Html:
+    if not _is_known(one):
+        return badge("these networks only", "plain")
+    verdict = str(one.get("verdict"))
+    kinds = LESS_IS_BETTER if one.get("measure") in COSTS else DIFFERENCES
+    return badge(verdict, kinds.get(verdict, "plain"))
 
 
 def _relations(study: Mapping[str, Any]) -> Html | None:
@@ -266,10 +354,10 @@ def _relations(study: Mapping[str, Any]) -> Html | None:
     drawn = [
         tag(
             "figure",
-            Html(relation_svg(found)),
+            Html(relation_svg(found, mark=str(k))),
             tag("figcaption", tag("b", f"{found['y_title']} against {found['x_title']}. "), _few(found)),
         )
-        for found in map(mapping, study.get("relations") or ())
+        for k, found in enumerate(map(mapping, study.get("relations") or ()))
         if found.get("points")
     ]
     intro = (
@@ -289,29 +377,108 @@ def _few(found: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _curves(study: Mapping[str, Any], folder: Path, sections: Sections) -> Html | None:
-    """Validation accuracy by epoch, the first run of each row."""
-    runs: list[Run] = []
-    for row in _rows(study):
-        first = next(iter(row.get("runs") or ()), None)
-        if first is not None and (folder / str(first) / "settings.yaml").is_file():
-            try:
-                runs.append(Run.read(folder / str(first), _label(row)))
-            except (ValueError, OSError) as error:
-                sections.broken.append(f"the run {first} cannot be shown: {error}")
-    if not runs:
+def _figures(study: Mapping[str, Any], firsts: Sequence[First], sections: Sections) -> Html | None:
+    """What the study declares as its figures, of each data set."""
+    declared = mapping(study.get("figures"))
+    if not declared:
         return None
-    shown = runs[: len(MARKS)]
-    left = f" The first {len(shown)} of {len(runs)} settings." if len(shown) < len(runs) else ""
-    figure = sections.figure(
-        "figure3c",
-        shown,
-        [
-            tag("b", "Figure 3, right. "),
-            f"Validation PGD-10 accuracy by epoch, the first run of each setting.{left}",
-        ],
+    drawn: list[Html] = []
+    missing: list[str] = []
+    for data, own in _by_data(firsts).items():
+        # with several data sets, a row's label has its own at the end
+        runs = {_label(first.row).removesuffix(f", {data}"): first.run for first in own}
+        for name, labels in declared.items():
+            of = [runs[label] for label in labels if label in runs]
+            mark = f"-{len(drawn)}"
+            whose = f"{', '.join(run.label for run in of)}."
+            made = sections.figure(name, of, whose, mark=mark) if of and len(of) == len(labels) else None
+            if made is None:
+                missing.append(f"{name} ({data})" if data else name)
+            else:
+                drawn.append(made)
+    left = tag(
+        "p", f"Not drawn yet, for want of runs or of their numbers: {', '.join(missing)}.", class_="soft"
     )
-    return section("Curves", tag("div", figure, class_="figures")) if figure else None
+    return section(
+        "Figures",
+        tag("div", *drawn, class_="figures") if drawn else None,
+        left if missing else None,
+        intro="Of the first run of each row that is named.",
+    )
+
+
+def _curves(firsts: Sequence[First], sections: Sections) -> Html | None:
+    """All rows by epoch and by radius, as many in a figure as can be told apart."""
+    drawn = [
+        sections.figure(name, [first.run for first in some], _scope(some), mark=f"-rows{k}")
+        for name in ("figure3c", "radius")
+        for k, some in enumerate(part for own in _by_data(firsts).values() for part in _parts(own))
+    ]
+    figures = [figure for figure in drawn if figure is not None]
+    intro = "The first run of each row; by radius, its best checkpoint."
+    return section("Curves", tag("div", *figures, class_="figures"), intro=intro) if figures else None
+
+
+def _parts(firsts: Sequence[First]) -> Iterator[Sequence[First]]:
+    """Even parts of no more runs than there are marks."""
+    parts = math.ceil(len(firsts) / len(MARKS))
+    for k in range(parts):
+        yield firsts[k * len(firsts) // parts : (k + 1) * len(firsts) // parts]
+
+
+def _scope(some: Sequence[First]) -> str:
+    ends = dict.fromkeys(_label(first.row) for first in (some[0], some[-1]))
+    return f"{' to '.join(ends)}."
+
+
+def _trust(firsts: Sequence[First], sections: Sections) -> Html | None:
+    """The histogram of α of each row that has a teacher."""
+    drawn = [
+        sections.figure("trust", [first.run], caption=tag("b", _label(first.row)), mark=f"-row{k}")
+        for k, first in enumerate(firsts)
+    ]
+    figures = [figure for figure in drawn if figure is not None]
+    if not figures:
+        return None
+    shown = tag("div", *figures, class_="figures")
+    return section(
+        "Trust in the teacher",
+        shown if len(figures) <= UNFOLDED else tag("details", tag("summary", f"{len(figures)} rows"), shown),
+        intro="The histogram of α over the training images, first epoch and last, of each row's first run.",
+    )
+
+
+def _images(firsts: Sequence[First], folder: Path, sections: Sections) -> Html | None:
+    """The first of each row's kept images; a row alone is unfolded."""
+    held = [
+        (first, *found)
+        for first in firsts
+        if (path := folder / first.place / "gallery.safetensors").is_file()
+        and (
+            found := sections.make(
+                f"the images of {_label(first.row)}", lambda: pictures.cards(path, PICTURES)
+            )
+        )
+    ]
+    if not held:
+        return None
+    rows = [
+        tag(
+            "details",
+            tag("summary", _label(first.row)),
+            tag("p", pictures.said(about), class_="soft"),
+            *(
+                [tag("h3", pictures.GROUPS[group][0]), tag("div", *made, class_="gallery")]
+                for group, made in groups.items()
+            ),
+            tag("p", "All of them: ", _link(folder, first.place, "the run's page"), "."),
+            open="" if len(held) == 1 else None,
+        )
+        for first, about, groups in held
+    ]
+    groups = [f"{title}: {words[0].lower()}{words[1:]}" for title, words in pictures.GROUPS.values()]
+    intro = f"The first {PICTURES} of each row's first run. {' '.join(groups)}"
+    return section("Images", *rows, intro=intro)
 
 
 def _pairs(title: str, held: object) -> Html | None:

@@ -100,18 +100,21 @@ def report(grid: Grid) -> dict[str, Any]:
 
 
 def _draw(grid: Grid, folder: Path) -> None:
-    """The study's figures, each of the first seed's runs where all of them are finished."""
-    first = {line.label: line.cells[0] for line in grid.lines}
-    for name, labels in grid.study.figures.items():
-        runs = {label: first[label] for label in labels if label in first}
-        if len(runs) < len(labels) or not all(map(runner.has_results, runs.values())):
-            continue
-        try:
-            read = [plots.Run.read(run, label) for label, run in runs.items()]
-            for suffix in ("png", "svg"):
-                plots.draw(name, read, folder / f"{name}.{suffix}")
-        except plots.NothingToDrawError as error:
-            log.warning("%s is not drawn: %s", name, error)
+    """The study's figures of each data set, of the first seed's runs where all of them are finished."""
+    several = len({line.data for line in grid.lines}) > 1
+    for data in dict.fromkeys(line.data for line in grid.lines):
+        first = {line.row.label: line for line in grid.lines if line.data == data}
+        for name, labels in grid.study.figures.items():
+            lines = [first[label] for label in labels if label in first]
+            if len(lines) < len(labels) or not all(runner.has_results(line.cells[0]) for line in lines):
+                continue
+            called = f"{name}-{data}" if several else name
+            try:
+                read = [plots.Run.read(line.cells[0], line.label) for line in lines]
+                for suffix in ("png", "svg"):
+                    plots.draw(name, read, folder / f"{called}.{suffix}")
+            except plots.NothingToDrawError as error:
+                log.warning("%s is not drawn: %s", called, error)
 
 
 def _draw_relations(content: dict[str, Any], folder: Path) -> None:

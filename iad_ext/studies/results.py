@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from iad_ext import checkpoint, files, paper, provenance, statistics
 from iad_ext.evaluation import TITLES, images
+from iad_ext.report.reading import COSTS as COST_TITLES
 from iad_ext.statistics import Difference, Flags, Spread
 from iad_ext.studies import overrides, relations
 from iad_ext.studies.grid import COSTS, Claim, Grid, Line
@@ -24,7 +25,7 @@ from iad_ext.studies.runner import environment_of
 CHECKPOINTS = ("best", "last")
 OWN_SPREAD = 3  # seeds that two rows have in common from which on these tell how far their difference moves
 HOLDS, FAILS, OPEN = "holds", "fails", "cannot be told"
-NAMES = {**TITLES, "seconds_per_epoch": "seconds an epoch", "gpu_mib": "memory, MiB"}
+NAMES = {**TITLES, **COST_TITLES}
 # images of the test sets, to say what a study can find before it begins
 TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "tiny-imagenet": 10_000, "digits": 359}
 
