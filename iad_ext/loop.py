@@ -225,12 +225,11 @@ class Engine:
         if first_step == 0:
             self.sums, self.skipped, self.seconds, self.images = Sums(self.device), 0, 0.0, 0
         self._epoch, self._first_bad, self._in_a_row = epoch, {}, 0
-        began, images_done = time.perf_counter() - self.seconds, 0
+        began = time.perf_counter() - self.seconds
         _reset_peak_memory(self.device)
         with self._random_state_kept(), self._bar(epoch, first_step) as bar:
             for step in range(first_step, len(self.source)):
-                trained_on = self._update(epoch, step)
-                images_done, self.images = images_done + trained_on, self.images + trained_on
+                self.images += self._update(epoch, step)
                 if (step + 1) % self.look_every == 0:
                     self._refuse_bad_loss()
                 self.seconds = time.perf_counter() - began
@@ -239,7 +238,9 @@ class Engine:
                 if after_step is not None:
                     after_step(step + 1)
         self._refuse_bad_loss()
-        if images_done:  # a run that was stopped at the epoch's end has averaged them already
+        if first_step < len(
+            self.source
+        ):  # a run that was stopped at the epoch's end has averaged them already
             self.average_buffers()
             if self.average is not None:
                 self.average.after_epoch(self.student, epoch)

@@ -463,6 +463,28 @@ def test_an_epoch_that_was_stopped_at_its_end_only_reports():
     assert _equal(again.student.state_dict(), whole.student.state_dict())
 
 
+@pytest.mark.parametrize("step", [2, 3])
+def test_an_epoch_that_goes_on_at_a_tail_that_is_left_out_ends_all_the_same(step):
+    """Nothing is trained any more, and the epoch's end is still to come: SWA takes its weights there."""
+
+    def averaged():
+        student = network(1)
+        average = WeightAverage(student, kind="swa")
+        return engine(objectives.at(), Task(27), student=student, accumulation=4, average=average)
+
+    whole, states = averaged(), {}
+
+    def keep(done):
+        states[done] = copy.deepcopy(whole.state(within_epoch=True))
+
+    whole.epoch(0, rate=RATE, after_step=keep)
+    again = averaged()
+    again.restore(*states[step])
+    again.epoch(0, first_step=step, rate=RATE)
+    assert _equal(again.average.network.state_dict(), whole.average.network.state_dict())
+    assert _equal(again.average.network.state_dict(), again.student.state_dict())  # of one epoch
+
+
 @pytest.mark.parametrize("step", [1, 4])
 def test_an_epoch_s_time_is_what_it_took_before_a_stop_and_after(step):
     whole, states = engine(objectives.at(), Task(27)), {}
