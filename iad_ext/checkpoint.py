@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from iad_ext.files import read_json, refuse_outside, sync_folder
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+LOOKED_AT = 1.0  # seconds that a folder may seem held because somebody looks whether it is
 _NAME = re.compile(r"(\.)?epoch(\d{4,})-step(\d{6,})(?(1)\.old)")  # .NAME.old is what is being replaced
 
 
@@ -244,6 +246,8 @@ def restore_optimizer(
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; a second one is refused. The lock goes with the process, however it ends.
 
+    Whoever only looks whether a folder is held has it for a moment: it is tried for a second.
+
     Raises:
         CheckpointError: another process holds the folder, or it cannot be written.
     """
@@ -257,13 +261,36 @@ def locked(folder: Path) -> Iterator[None]:
             f"cannot write to the run folder {folder}: {error}; choose another --out"
         ) from error
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CheckpointError(
-                f"another process is running in {folder}; wait for it, or choose another --out"
-            ) from None
+        until = time.monotonic() + LOOKED_AT
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= until:
+                    raise CheckpointError(
+                        f"another process is running in {folder}; wait for it, or choose another --out"
+                    ) from None
+                time.sleep(0.02)
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether some process holds `folder`; nothing is made there."""
+    import fcntl
+
+    try:
+        handle = (folder / ".lock").open("rb")
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # of somebody else
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def append_line(path: Path, record: Mapping[str, object]) -> None:

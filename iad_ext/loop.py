@@ -238,9 +238,8 @@ class Engine:
                 if after_step is not None:
                     after_step(step + 1)
         self._refuse_bad_loss()
-        if first_step < len(
-            self.source
-        ):  # a run that was stopped at the epoch's end has averaged them already
+        # a run that was stopped at the epoch's end has averaged them already
+        if first_step < len(self.source):
             self.average_buffers()
             if self.average is not None:
                 self.average.after_epoch(self.student, epoch)

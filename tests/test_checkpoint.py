@@ -1,11 +1,13 @@
 """Checkpoints: what is read back is what was written, or it is not read at all."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -433,6 +435,7 @@ def test_momentum_is_what_is_saved():
 
 _HOLD = """
 import sys
+import threading
 from pathlib import Path
 from iad_ext import checkpoint
 try:
@@ -527,3 +530,21 @@ def test_starting_again_leaves_nothing_of_the_earlier_run(tmp_path):
     checkpoint.clear_run(tmp_path)
     assert _folders(tmp_path) == ["notes.txt"]
     checkpoint.clear_run(tmp_path)  # again, with nothing there
+
+
+def test_looking_whether_a_folder_is_held_takes_it_from_nobody(tmp_path):
+    assert not checkpoint.is_locked(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    with checkpoint.locked(tmp_path):
+        assert checkpoint.is_locked(tmp_path)
+    assert not checkpoint.is_locked(tmp_path)
+
+
+def test_a_folder_that_is_held_for_a_moment_is_waited_for(tmp_path):
+    with contextlib.ExitStack() as held:
+        held.enter_context(checkpoint.locked(tmp_path))
+        later = threading.Timer(0.2, held.close)
+        later.start()
+        with checkpoint.locked(tmp_path):
+            later.join()
+            assert checkpoint.is_locked(tmp_path)

@@ -937,6 +937,39 @@ def test_a_cell_that_another_process_runs_is_waited_for(stubbed, monkeypatch):
     assert any(line.startswith("waiting") for line in said)
 
 
+def test_of_two_runners_that_begin_the_same_cell_the_second_waits(stubbed, monkeypatch):
+    """Both see the folder free; the run that comes second ends with 4, and that is no failure."""
+    monkeypatch.setattr(runner, "OTHERS", 0.1)
+    stubbed["at"] = (4, 0.0)
+    grid = grid_of("table2", data=("cifar10",), only="AT")
+    (cell,) = grid.cells
+    said = []
+    launch = Runner._launch
+    with contextlib.ExitStack() as held:
+
+        def launched(self, cell):
+            launch(self, cell)
+            held.enter_context(checkpoint.locked(cell.folder))  # by the other one
+
+        def say(line):
+            said.append(line)
+            if line.startswith("waiting"):
+                stubbed["at"] = (0, 0.0)
+                monkeypatch.setattr(Runner, "_launch", launch)
+                held.close()
+
+        monkeypatch.setattr(Runner, "_launch", launched)
+        outcome = Runner(grid.cells, say=say).run()
+    assert (outcome.finished, outcome.failed) == ([cell], {})
+    assert not runner.failure_of(cell.folder).exists()
+
+
+def test_a_run_that_cannot_write_has_failed(stubbed):
+    stubbed["at"] = (4, 0.0)
+    outcome, _ = run_all(grid_of("table2", data=("cifar10",), only="AT"))
+    assert list(outcome.failed.values()) == [4]
+
+
 # ------------------------------------------------------------------------------------------- for real
 
 

@@ -18,20 +18,19 @@ from typing import Any, Literal, TypeAlias
 
 import iad_ext
 from iad_ext import checkpoint, entrants, files, recipes, settings
-from iad_ext.checkpoint import CheckpointError
 from iad_ext.names import words
+from iad_ext.provenance import usable_cores
 from iad_ext.settings import Change
 from iad_ext.signals import Stop
 from iad_ext.studies.grid import Cell
 
 State: TypeAlias = Literal["finished", "running", "interrupted", "another", "waiting", "to do"]
 
-DONE, STOPPED = 0, 5  # a recipe's exit codes
+DONE, CANNOT_WRITE, STOPPED = 0, 4, 5  # a recipe's exit codes
 POLL = 0.05  # seconds between two looks at the processes
 OTHERS = 2.0  # seconds between two looks at what other runners do
-PATIENCE = (
-    300.0  # seconds of waiting in which another runner may take up what failed before: shares start apart
-)
+# seconds of waiting in which another runner may take up what failed before: shares start apart
+PATIENCE = 300.0
 # of a launcher of several processes; a cell is one
 _OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -42,7 +41,7 @@ def state_of(cell: Cell) -> State:
         return "another"
     if is_finished(cell):
         return "finished"
-    if _is_locked(cell.folder):
+    if checkpoint.is_locked(cell.folder):
         return "running"
     if (cell.folder / "settings.yaml").exists():
         return "interrupted"
@@ -124,16 +123,6 @@ def seconds_of(folder: Path) -> float:
     return sum(float(line.get("time/epoch_s") or 0) for line in lines)
 
 
-def _is_locked(folder: Path) -> bool:
-    if not (folder / ".lock").exists():
-        return False
-    try:
-        with checkpoint.locked(folder):
-            return False
-    except CheckpointError:
-        return True
-
-
 def shard_of(cells: Sequence[Cell], number: int, of: int) -> list[Cell]:
     """Every `of`-th cell, beginning with the `number`-th: the shares are disjoint and together all cells."""
     return list(cells[number - 1 :: of])
@@ -211,8 +200,7 @@ class Runner:
                     if reason := self._asked_to_stop(stop):
                         self._stop(reason)
                         break
-                    self._collect()
-                    pending = self._start(pending)
+                    pending = self._start([*self._collect(), *pending])
                     if not self.running and pending and not self._may_wait(pending):
                         break
                     time.sleep(POLL)
@@ -235,7 +223,7 @@ class Runner:
             if len(self.running) < self.jobs and all(map(has_results, cell.needs)):
                 if is_finished(cell):  # by another runner
                     continue
-                if not _is_locked(cell.folder):
+                if not checkpoint.is_locked(cell.folder):
                     self._launch(cell)
                     continue
             left.append(cell)
@@ -268,13 +256,26 @@ class Runner:
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device
         if self.jobs > 1:  # processes that each take all cores wait for each other
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // self.jobs)))
         return environment
 
-    def _collect(self) -> None:
-        for running in [one for one in self.running if one.process.poll() is not None]:
+    def _collect(self) -> list[Cell]:
+        """Take note of the processes that have ended; returns the cells that another runner was quicker to begin."""
+        ended = [one for one in self.running if one.process.poll() is not None]
+        for running in ended:
             self.running.remove(running)
-            self._take(running)
+        theirs = [one for one in ended if self._is_another_s(one)]
+        for running in ended:
+            if running not in theirs:
+                self._take(running)
+        return [running.cell for running in theirs]
+
+    @staticmethod
+    def _is_another_s(running: _Process) -> bool:
+        """Whether a run ended because another runner holds its folder: both saw it free, and one came second."""
+        folder = running.cell.folder
+        refused = running.process.returncode == CANNOT_WRITE
+        return refused and (checkpoint.is_locked(folder) or is_finished(running.cell))
 
     def _take(self, running: _Process) -> None:
         cell, code = running.cell, running.process.returncode
@@ -317,7 +318,9 @@ class Runner:
         if self._waits_since is None or time.monotonic() - self._waits_since < PATIENCE:
             return set()
         needed = {folder for cell in pending for folder in cell.needs if not has_results(folder)}
-        failed = {folder for folder in needed if failure_of(folder).exists() and not _is_locked(folder)}
+        failed = {
+            folder for folder in needed if failure_of(folder).exists() and not checkpoint.is_locked(folder)
+        }
         for folder in sorted(failed - self._told):
             self._told.add(folder)
             self.say(f"given up   what needs {folder}: it failed in another share (all in {log_of(folder)})")
