@@ -201,13 +201,23 @@ def teacher_of(run: Path, asked: str | None, role: str = "teacher") -> str | Non
         asked: what its settings say of the teacher.
         role: `teacher` or `natural_teacher`.
     """
-    environment = read_json(run / "environment.json")
-    teachers = environment.get("teachers") if isinstance(environment, Mapping) else None
-    found = teachers.get(role) if isinstance(teachers, Mapping) else None
-    source = found.get("source") if isinstance(found, Mapping) else None
+    source = written_of_teacher(run, role).get("source")
     if isinstance(source, str):
         return source
     return None if asked in NAMED_TEACHERS else asked
+
+
+def written_of_teacher(run: Path, role: str) -> Mapping[str, Any]:
+    """What a run wrote down of its teacher when it began: `source`, `digest` and others; empty for nothing.
+
+    Raises:
+        OSError: the run has no `environment.json` that can be read.
+        ValueError: it is no JSON.
+    """
+    environment = read_json(run / "environment.json")
+    teachers = environment.get("teachers") if isinstance(environment, Mapping) else None
+    found = teachers.get(role) if isinstance(teachers, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _found_from(source: str, run: Path | None) -> str:

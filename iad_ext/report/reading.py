@@ -28,7 +28,7 @@ OBJECTIVES = {
     "iad_mtard": "IAD on MTARD",
 }
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"}
-# what is measured and is no accuracy
+# what every run measures as it trains and is no accuracy
 COSTS = {"seconds_per_epoch": "seconds an epoch", "gpu_mib": "memory, MiB"}
 # what figures are called under them, and what they show
 CAPTIONS = {
@@ -87,6 +87,11 @@ class Sections:
             return tag("figure", Html(svg(name, runs, mark=mark)), tag("figcaption", caption or said))
 
         return self.make(f"figure {name}", drawn)
+
+
+def is_known(comparison: Mapping[str, Any]) -> bool:
+    """Whether a difference of a study was held against the spread over seeds; the sample of a cost is its epochs."""
+    return comparison.get("measure") in COSTS or comparison.get("seed_spread") is not None
 
 
 def mapping(value: object) -> Mapping[str, Any]:

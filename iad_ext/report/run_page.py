@@ -1,5 +1,6 @@
 """A run's page: what was trained, what it reached on how many images, and what casts doubt on it."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ class Facts:
     run: Run
     environment: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
+
+    @functools.cached_property
+    def paper(self) -> PapersRow | None:
+        """The paper's row that the run stands beside; every table is looked through for it."""
+        return papers_row(self.run.settings)
 
     @property
     def results(self) -> Mapping[str, Any]:
@@ -147,7 +153,7 @@ def _chips(facts: Facts) -> Html:
 
 
 def _tiles(facts: Facts, result: Mapping[str, Any]) -> Html:
-    theirs = papers_row(facts.run.settings)
+    theirs = facts.paper
     numbers = theirs.numbers if theirs and not theirs.another else {}
     tiles = [
         _tile(name, title, result, numbers.get(name))
@@ -229,7 +235,7 @@ def _results(facts: Facts) -> Html | None:
         epoch = mapping(facts.results.get("epochs")).get(which)
         at = tag("small", f"epoch {epoch + 1}") if is_number(epoch) else None
         rows.append(tag("tr", tag("th", which, at, scope="row"), *(_cell(result, n) for n in names)))
-    theirs = papers_row(facts.run.settings)
+    theirs = facts.paper
     if theirs:
         called = "paper, nearest" if theirs.another else "paper"
         cells = (tag("td", number(theirs.numbers.get(name), 2)) for name in names)

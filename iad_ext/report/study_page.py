@@ -13,7 +13,7 @@ from iad_ext.evaluation import TITLES
 from iad_ext.plots import MARKS, Run, relation_svg
 from iad_ext.report import pictures
 from iad_ext.report.html import Html, badge, count, is_number, notes, number, page, section, share, tag
-from iad_ext.report.reading import COSTS, Sections, bar, mapping, read
+from iad_ext.report.reading import COSTS, Sections, bar, is_known, mapping, read
 
 VERDICTS = {"holds": "good", "fails": "bad", "cannot be told": "plain"}
 DIFFERENCES = {"higher": "good", "lower": "bad", "tie": "plain"}
@@ -289,17 +289,12 @@ def _about_differences(study: Mapping[str, Any], found: Sequence[Mapping[str, An
     if not any(measure in TITLES for measure in _measures(study)):
         return f"The first less the second, with 95% intervals over epochs, which n counts. {tie}"
     said = f"The first less the second, accuracies in percentage points, with 95% intervals. {tie}"
-    if all(map(_is_known, found)):
+    if all(map(is_known, found)):
         return said
     return (
         f"{said} Where every row has one seed, the intervals speak of these very networks only: nothing is said of "
         "the methods."
     )
-
-
-def _is_known(one: Mapping[str, Any]) -> bool:
-    """Whether a difference was held against the spread over seeds; costs are not, their epochs are the sample."""
-    return one.get("measure") in COSTS or one.get("seed_spread") is not None
 
 
 def _differences(found: Sequence[Mapping[str, Any]], reach: Mapping[str, float]) -> Html:
@@ -342,7 +337,7 @@ def _comparison(one: Mapping[str, Any], reach: float) -> Html:
 
 
 def _verdict(one: Mapping[str, Any]) -> Html:
-    if not _is_known(one):
+    if not is_known(one):
         return badge("these networks only", "plain")
     verdict = str(one.get("verdict"))
     kinds = LESS_IS_BETTER if one.get("measure") in COSTS else DIFFERENCES

@@ -20,12 +20,12 @@ from iad_ext.evaluation import ATTACKS
 from iad_ext.names import unknown, words
 from iad_ext.plan import NAMED_TEACHERS, TRAINING_IMAGES, Plan, default_folder
 from iad_ext.plots import FIGURES
+from iad_ext.report.reading import COSTS
 from iad_ext.settings import Settings
 from iad_ext.studies import overrides as overrides_
 from iad_ext.studies.overrides import Overrides
 
 MEASURES = ("natural", "fgsm", "pgd20", "cw_inf", "aa")
-COSTS = ("seconds_per_epoch", "gpu_mib")  # measured by every run as it trains
 EXPECTED = ("greater", "less", "close")
 OF_TEACHER = "teacher."  # before a measure: that of the network that taught the row
 TEACHERS = NAMED_TEACHERS

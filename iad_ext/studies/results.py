@@ -16,16 +16,16 @@ from safetensors.numpy import load_file
 
 from iad_ext import checkpoint, files, paper, provenance, statistics
 from iad_ext.evaluation import TITLES, images
-from iad_ext.report.reading import COSTS as COST_TITLES
+from iad_ext.report.reading import COSTS, is_known
 from iad_ext.statistics import Difference, Flags, Spread
 from iad_ext.studies import overrides, relations
-from iad_ext.studies.grid import COSTS, Claim, Grid, Line
+from iad_ext.studies.grid import Claim, Grid, Line
 from iad_ext.studies.runner import environment_of
 
 CHECKPOINTS = ("best", "last")
 OWN_SPREAD = 3  # seeds that two rows have in common from which on these tell how far their difference moves
 HOLDS, FAILS, OPEN = "holds", "fails", "cannot be told"
-NAMES = {**TITLES, **COST_TITLES}
+NAMES = {**TITLES, **COSTS}
 # images of the test sets, to say what a study can find before it begins
 TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "tiny-imagenet": 10_000, "digits": 359}
 
@@ -327,22 +327,18 @@ class _Collector:
     def _trend(self, claim: Claim, label: str) -> tuple[str, str]:
         """How a figure of the row's runs changes from the first epoch to the last; seeds are the sample."""
         courses = [run.course(claim.measure) for run in self.runs.get(label, ())]
-        changes = [course[-1] - course[0] for course in courses if len(course) > 1]
-        if not changes:
+        ends = [(course[0], course[-1]) for course in courses if len(course) > 1]
+        if not ends:
             return OPEN, "its runs are not finished, or have one epoch"
-        first, last = (statistics.mean_and_std([c[at] for c in courses if len(c) > 1])[0] for at in (0, -1))
+        first, last = (statistics.mean_and_std(values)[0] for values in zip(*ends, strict=True))
         said = (
             f"{relations.title(claim.measure)}: from {first:.2f} in the first epoch to {last:.2f} in the last"
         )
-        if len(changes) == 1:
+        if len(ends) == 1:
             return OPEN, f"{said}; of one seed, so that nothing is known of other seeds: --seeds 0,1,2"
-        change, low, high = statistics.mean_with_interval(changes)
-        return judged_interval(
-            claim,
-            low,
-            high,
-            f"{said}; {change:+.2f}, 95% interval {low:+.2f} to {high:+.2f} ({len(changes)} seeds)",
-        )
+        change, low, high = statistics.mean_with_interval([after - before for before, after in ends])
+        said += f"; {change:+.2f}, 95% interval {low:+.2f} to {high:+.2f} ({len(ends)} seeds)"
+        return judged_interval(claim, low, high, said)
 
     def _provenance(self) -> dict[str, Any]:
         environments = environment_of([run.folder for runs in self.runs.values() for run in runs])
@@ -394,7 +390,7 @@ def judged(claim: Claim, comparison: dict[str, Any] | None) -> tuple[str, str]:
         return OPEN, "its runs are not finished, or were not measured by this"
     said = described(comparison)
     low, high = comparison["low"], comparison["high"]
-    if comparison["measure"] not in COSTS and comparison["seed_spread"] is None:
+    if not is_known(comparison):
         return OPEN, f"{said}; of one seed each, so that nothing is known of other seeds: --seeds 0,1,2"
     return judged_interval(claim, low, high, said)
 

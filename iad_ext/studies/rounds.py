@@ -33,6 +33,7 @@ from tyro.conf import Positional, UseAppendAction, subcommand
 from iad_ext import checkpoint, files, names, provenance
 from iad_ext import run as run_
 from iad_ext.backbones import load_network
+from iad_ext.entrants import written_of_teacher
 from iad_ext.evaluation import gallery
 from iad_ext.plan import Plan, load_data
 from iad_ext.settings import override
@@ -50,9 +51,8 @@ PART = 14 * MEBIBYTE  # a part's size at most: below 15 million bytes
 BUNDLE = "bundle.json"
 WEIGHTS = "model.safetensors"
 SQUEEZED = ".z"  # a bundle's networks end in it
-BEGUN = (
-    "environment.json"  # says when and where a run was begun: what tells it from another one of its settings
-)
+# says when and where a run was begun: what tells it from another one of its settings
+BEGUN = "environment.json"
 # of a run folder, what a table, a report or the next round reads; checkpoints stay where they are
 SMALL = (
     "settings.yaml",
@@ -593,10 +593,10 @@ def taught_otherwise(grid: Grid) -> Iterator[str]:
 def _digest_of_teacher(folder: Path, role: str) -> str | None:
     """The SHA-256 of the network that taught a run, as `provenance.digest` has it; None where it is not known."""
     try:
-        found = files.read_json(folder / BEGUN)["teachers"][role]["digest"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = written_of_teacher(folder, role).get("digest")
+    except (OSError, ValueError):
         return None
-    return str(found)
+    return None if found is None else str(found)
 
 
 def remaining(grid: Grid) -> Iterator[str]:

@@ -261,14 +261,14 @@ class Runner:
 
     def _collect(self) -> list[Cell]:
         """Take note of the processes that have ended; returns the cells that another runner was quicker to begin."""
-        ended = [one for one in self.running if one.process.poll() is not None]
-        for running in ended:
+        theirs = []
+        for running in [one for one in self.running if one.process.poll() is not None]:
             self.running.remove(running)
-        theirs = [one for one in ended if self._is_another_s(one)]
-        for running in ended:
-            if running not in theirs:
+            if self._is_another_s(running):
+                theirs.append(running.cell)
+            else:
                 self._take(running)
-        return [running.cell for running in theirs]
+        return theirs
 
     @staticmethod
     def _is_another_s(running: _Process) -> bool:

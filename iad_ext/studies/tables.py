@@ -5,8 +5,8 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from iad_ext.report.reading import COSTS, is_known
 from iad_ext.studies import relations
-from iad_ext.studies.grid import COSTS
 from iad_ext.studies.results import NAMES, described
 
 Content = Mapping[str, Any]
@@ -136,7 +136,7 @@ def _results(
             said = escape(_mean(found)) if found else escape("–")
             made = _comparison(study, row["label"], row["against"], measure, which)
             better = "lower" if measure in COSTS else "higher"
-            cells.append(bold(said) if made and made["verdict"] == better and _is_known(made) else said)
+            cells.append(bold(said) if made and made["verdict"] == better and is_known(made) else said)
             if measure in printed:
                 cells.append(_number(row["paper"].get(measure), "{:.2f}"))
         lines.append(cells)
@@ -145,11 +145,6 @@ def _results(
 
 def _mean(found: Content) -> str:
     return f"{found['mean']:.2f}" + (f" ± {found['std']:.2f}" if found["std"] is not None else "")
-
-
-def _is_known(made: Content) -> bool:
-    """Whether a difference was held against the spread over seeds."""
-    return made["measure"] in COSTS or made["seed_spread"] is not None
 
 
 def _number(value: float | None, form: str) -> str:
@@ -175,7 +170,7 @@ def _differences(study: Content, bold: Any, escape: Any = str) -> tuple[list[str
                 said = escape("–")
                 if made is not None:
                     said = escape(f"{made['difference']:+.2f} [{made['low']:+.2f}, {made['high']:+.2f}]")
-                    if made["verdict"] != "tie" and _is_known(made):
+                    if made["verdict"] != "tie" and is_known(made):
                         said = bold(said)
                 cells.append(said)
             lines.append(cells)
@@ -236,7 +231,7 @@ def _about_differences(study: Content) -> Iterator[str]:
             "compared, and where those are fewer than three, with the spread of all pairs of rows. Bold: the interval "
             "leaves out 0."
         )
-        if any(not _is_known(one) for one in study["comparisons"]):
+        if any(not is_known(one) for one in study["comparisons"]):
             yield (
                 "Where every row has one seed, the intervals speak of these very networks only: nothing is bold, and "
                 "nothing is said of the methods."
