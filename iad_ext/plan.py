@@ -14,9 +14,11 @@ from iad_ext.backbones import create_network
 from iad_ext.data import Splits, load_splits, locate
 from iad_ext.evaluation import ATTACKS
 from iad_ext.lines import titled
+from iad_ext.loop import OBSERVED
 from iad_ext.names import unknown, words
 from iad_ext.objectives import ADVERSARIAL_PASSES, Objective
 from iad_ext.settings import Settings
+from iad_ext.step import OF_TEACHER
 from iad_ext.tracking import trackers_of
 
 log = logging.getLogger(__name__)
@@ -116,6 +118,17 @@ class Plan:
         total = attack + update + teachers
         return total, f"{total} F = attack {attack} + student {update} + teachers {teachers}"
 
+    def observed(self, epoch: int) -> str:
+        """The teacher's passes that only the figures read, and what they cost; empty where there are none."""
+        needed, every = self.objective.needs(epoch), OBSERVED[self.settings.diagnostics]
+        if self.settings.teacher is None or not every or not needed & ADVERSARIAL_PASSES:
+            return ""
+        only = sorted(OF_TEACHER - needed - TRAINING_ATTACKS[self.settings.attack.name].reads)
+        steps = "every step" if every == 1 else "every second step"
+        return (
+            f"for the figures {' and '.join(only)} in {steps}, {len(only) / every:g} F more" if only else ""
+        )
+
     def description(self) -> str:
         """What `--dry-run` prints."""
         settings, train = self.settings, self.settings.train
@@ -141,16 +154,20 @@ class Plan:
                 f"{size * train.epochs} in all",
             ),
             *(
-                fact(
-                    "passes",
-                    f"{when}: {', '.join(sorted(self.objective.needs(e)))}; {self.forward_passes(e)[1]}",
-                )
-                for when, e in phases
+                fact("passes", f"{when}: " + "; ".join(filter(None, self._said_of_passes(epoch))))
+                for when, epoch in phases
             ),
             fact("parameters", f"{parameters:,} ({settings.student.name}, {classes} classes)"),
             fact("folder", str(self.folder)),
         ]
         return "\n".join(lines)
+
+    def _said_of_passes(self, epoch: int) -> tuple[str, ...]:
+        return (
+            ", ".join(sorted(self.objective.needs(epoch))),
+            self.forward_passes(epoch)[1],
+            self.observed(epoch),
+        )
 
     def _training_images(self) -> tuple[int, str, int]:
         """How many there are, how that is known, and of how many classes; loaded where it is not known."""

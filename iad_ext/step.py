@@ -23,7 +23,7 @@ Network = Callable[[Images], Logits]
 BnOrder: TypeAlias = Literal["lean", "faithful"]
 
 _LEAN = ("student_adv", "student_nat", "student_mirror")
-_OF_TEACHER = frozenset({"teacher_nat", "teacher_adv"})
+OF_TEACHER = frozenset({"teacher_nat", "teacher_adv"})
 # The student's passes of the authors' released step in their order, by objective and whether it is in warm-up, where
 # they are not those that the loss reads: S(x) for a cross-entropy of weight 0, S(x̃) for nothing at all, S(x) twice.
 AS_RELEASED = {
@@ -157,10 +157,8 @@ class Step:
 
     def with_teacher_passes(self, result: StepResult, images: Images) -> Outputs:
         """The outputs of a step on `images` with T(x) and T(x̃); runs those that the objective did not ask for."""
-        known = {
-            name: logits for name in _OF_TEACHER if (logits := getattr(result.outputs, name)) is not None
-        }
-        prepared = self._teacher_passes(_OF_TEACHER, Prepared(images, result.adversarial, known))
+        known = {name: logits for name in OF_TEACHER if (logits := getattr(result.outputs, name)) is not None}
+        prepared = self._teacher_passes(OF_TEACHER, Prepared(images, result.adversarial, known))
         return replace(result.outputs, **prepared.logits)
 
     def _result(

@@ -88,6 +88,29 @@ def test_more_attack_steps_cost_two_passes_each():
     assert _plan(line="--attack.steps 7").forward_passes(0)[0] == 14 + 3 + 1
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("ard_resnet18", "", ["for the figures teacher_adv in every second step, 0.5 F more"]),
+        ("ard_resnet18", "--diagnostics full", ["for the figures teacher_adv in every step, 1 F more"]),
+        ("ard_resnet18", "--diagnostics off", [""]),
+        ("akd2_resnet18", "", ["for the figures teacher_nat in every second step, 0.5 F more"]),
+        # its attack reads T(x) already
+        ("rslad_resnet18", "", ["for the figures teacher_adv in every second step, 0.5 F more"]),
+        ("iad1_resnet18", "", ["for the figures teacher_adv in every second step, 0.5 F more", ""]),
+        ("at_resnet18", "", [""]),
+        ("st_resnet18", "", [""]),
+    ],
+)
+def test_the_passes_of_the_figures_are_told_too(name, line, said):
+    plan = _plan(name, line)
+    epochs = (0, plan.objective.warmup_epochs)
+    assert [plan.observed(epoch) for epoch, _ in zip(epochs, said, strict=False)] == said
+    described = " ".join(plan.description().split())
+    assert [one in described for one in said] == [True] * len(said)
+    assert ("for the figures" in described) == any(said)
+
+
 def test_the_passes_of_a_run_are_those_of_any_of_its_epochs():
     assert _plan().passes() == {"student_adv", "student_nat", "teacher_nat", "teacher_adv"}
     only_warmup = _plan(line="--train.epochs 10 --objective.warmup-epochs 10")
@@ -216,8 +239,8 @@ def test_a_dry_run_says_settings_formula_passes_and_folder(monkeypatch):
     said = " ".join(text.split())
     assert f"objective {plan.objective!r} KL(T_at(x) → S(x̃)) + (1 − α) · KL(S(x) → S(x̃)) steps " in said
     assert (
-        "passes in warm-up: student_adv, teacher_nat; 24 F = attack 20 + student 3 + teachers 1 "
-        "passes from epoch 60: student_adv, student_nat, teacher_adv, teacher_nat; "
+        "passes in warm-up: student_adv, teacher_nat; 24 F = attack 20 + student 3 + teachers 1; "
+        "for the figures teacher_adv in every second step, 0.5 F more passes from epoch 60: student_adv, student_nat, teacher_adv, teacher_nat; "
         "28 F = attack 20 + student 6 + teachers 2 parameters "
     ) in said
     assert all(len(line) <= 80 for line in lines)
