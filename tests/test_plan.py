@@ -240,7 +240,8 @@ def test_a_dry_run_says_settings_formula_passes_and_folder(monkeypatch):
     assert f"objective {plan.objective!r} KL(T_at(x) → S(x̃)) + (1 − α) · KL(S(x) → S(x̃)) steps " in said
     assert (
         "passes in warm-up: student_adv, teacher_nat; 24 F = attack 20 + student 3 + teachers 1; "
-        "for the figures teacher_adv in every second step, 0.5 F more passes from epoch 60: student_adv, student_nat, teacher_adv, teacher_nat; "
+        "for the figures teacher_adv in every second step, 0.5 F more "
+        "passes from epoch 60: student_adv, student_nat, teacher_adv, teacher_nat; "
         "28 F = attack 20 + student 6 + teachers 2 parameters "
     ) in said
     assert all(len(line) <= 80 for line in lines)
