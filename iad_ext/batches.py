@@ -1,6 +1,5 @@
 """Batches on the device: order, crops and flips as one plan an epoch, and one gather a step."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -208,12 +207,3 @@ def _joined(data: ImageSet | PixelSet, extra: ImageSet | PixelSet) -> ImageSet |
     extra = extra.to(data.images.device)
     images, labels = torch.cat([data.images, extra.images]), torch.cat([data.labels, extra.labels])
     return replace(data, images=images, labels=labels)
-
-
-def batches_in_order(data: ImageSet | PixelSet, batch_size: int) -> Iterator[tuple[Images, Labels]]:
-    """Go once through `data` as it lies, `batch_size` images in [0, 1] and their labels at a time."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-    for begin in range(0, len(data), batch_size):
-        here = slice(begin, begin + batch_size)
-        yield data.pixels(here), data.labels[here]

@@ -194,6 +194,24 @@ class Engine:
         self._first_bad: dict[str, Tensor] = {}
         self.sums = Sums(self.device)
 
+    def measurable(self, epoch: int, *, reestimate: bool) -> nn.Module:
+        """What is measured after `epoch`: the student, or a copy of its average where it has one.
+
+        Args:
+            epoch: the epoch that was trained last.
+            reestimate: give the average BatchNorm statistics of that epoch's images as they were trained on, cropped,
+                mirrored and mixed: those that the student's own were taken from, before they were attacked.
+                Otherwise it has its averaged ones.
+        """
+        if self.average is None:
+            return self.student
+        if not reestimate:
+            return self.average.measurable(None)
+        steps = range(len(self.source))
+        return self.average.measurable(
+            self.source.batch(epoch, step).images.to(self.device) for step in steps
+        )
+
     # ------------------------------------------------------------------------------------------ epochs
 
     def epoch(

@@ -25,7 +25,7 @@ from iad_ext.assets import Assets, UsageError
 from iad_ext.augment import AUGMENTATIONS
 from iad_ext.averaging import WeightAverage
 from iad_ext.backbones import create_network, load_network, save_network, saved_metadata
-from iad_ext.batches import Batches, batches_in_order, share
+from iad_ext.batches import Batches, share
 from iad_ext.checkpoint import Checkpoint, CheckpointError
 from iad_ext.compiling import Compilation
 from iad_ext.data import ImageSet, Splits
@@ -240,7 +240,7 @@ class Run:
             if anyone(bool(self.stop)):
                 raise Interrupted
             if (epoch + 1) % self.settings.eval.every == 0 or last:
-                network = self._measured(engine)
+                network = self._measured(engine, epoch)
                 record |= self._validate(network)
                 self._keep_best(network, epoch, record)
             else:
@@ -465,15 +465,12 @@ class Run:
             return None
         return WeightAverage(student, kind=asked.name, decay=asked.decay, start=asked.start)
 
-    def _measured(self, engine: Engine) -> nn.Module:
-        """What is validated and kept: the student, or its average with BatchNorm's statistics as asked for."""
+    def _measured(self, engine: Engine, epoch: int) -> nn.Module:
+        """What is validated and kept after `epoch`: the student, or its average where one is asked for."""
         asked = self.settings.average
-        if asked.name == "none" or engine.average is None:
+        if asked.name == "none":
             return engine.student
-        if asked.batchnorm == "average":
-            return engine.average.measurable(None)
-        train, size = self.assets.splits.train.to(self.world.device), self.settings.train.batch_size
-        return engine.average.measurable(images for images, _ in batches_in_order(train, size))
+        return engine.measurable(epoch, reestimate=asked.batchnorm == "reestimate")
 
     def _attack(self, student: nn.Module, decided: Precision) -> Any:
         if not self.plan.passes() & ADVERSARIAL_PASSES:

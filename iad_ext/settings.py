@@ -200,7 +200,7 @@ class AverageSettings:
     start: int = 0
     """First epoch that is averaged; scales with the epochs."""
     batchnorm: Literal["reestimate", "average"] = "reestimate"
-    """BatchNorm's statistics: means over the training images at each validation, or averaged as the weights are."""
+    """BatchNorm's statistics: means over the epoch's images as they were trained on, or averaged as the weights are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from loop_cases import RATE, Task, engine, network
 from torch import nn
 
 from iad_ext import objectives
-from iad_ext.averaging import WeightAverage, reestimate_batchnorm
+from iad_ext.averaging import WeightAverage, keeping_statistics, reestimate_batchnorm
 from iad_ext.randomness import stream
 
 DECAY = 0.7
@@ -124,6 +124,26 @@ def test_the_engine_s_average_follows_its_student():
     for epoch in range(2):
         one.epoch(epoch, rate=RATE, after_step=follow)
     assert_state(average.network.state_dict(), slow)
+
+
+def test_what_is_measured_has_the_statistics_of_the_epoch_s_images():
+    """In float64, over batches of unequal size, those that this epoch and no other was trained on."""
+    student = network(1, norm=True)
+    task = Task(22)
+    one = engine(objectives.at(), task, student=student, average=WeightAverage(student, decay=DECAY))
+    for epoch in range(2):
+        one.epoch(epoch, rate=RATE)
+    expected = copy.deepcopy(one.average.network)
+    reestimate_batchnorm(expected, [task.batch(1, step).images for step in range(len(task))])
+    assert_state(one.measurable(1, reestimate=True).state_dict(), expected.state_dict())
+    (raw,), (found,) = keeping_statistics(one.average.network), keeping_statistics(expected)
+    assert not torch.equal(raw.running_mean, found.running_mean)
+    assert_state(one.measurable(1, reestimate=False).state_dict(), one.average.network.state_dict())
+
+
+def test_without_an_average_the_student_is_measured():
+    one = engine(objectives.at(), Task(24), norm=True)
+    assert one.measurable(0, reestimate=True) is one.student
 
 
 def test_an_average_changes_nothing_that_is_trained():

@@ -6,7 +6,7 @@ import torchvision.transforms.functional as tvf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iad_ext.batches import Batches, batches_in_order
+from iad_ext.batches import Batches
 from iad_ext.data import ImageSet
 
 SIZE, PADDING = 12, 4
@@ -179,7 +179,6 @@ def test_data_stay_as_they_were():
     before = data.images.clone()
     batches = Batches(data, batch_size=20, seed=0)
     batches.batch(0, 0).images.zero_()
-    next(batches_in_order(data, 20))[0].zero_()
     assert torch.equal(data.images, before)
     assert batches.batch(0, 0).images.any()
 
@@ -205,14 +204,6 @@ def test_rectangles_work():
     assert Batches(data, batch_size=4, seed=0, padding=2, flip=True).batch(0, 0).images.shape == (4, 3, 12, 7)
 
 
-def test_in_order_goes_through_everything_once():
-    data = random_images(21)
-    images, labels = zip(*batches_in_order(data, 8), strict=True)
-    assert [len(part) for part in images] == [8, 8, 5]
-    assert torch.equal(torch.cat(images), data.pixels())
-    assert torch.equal(torch.cat(labels), data.labels)
-
-
 def test_wrong_arguments_are_errors():
     data = random_images(5)
     with pytest.raises(ValueError, match="batch_size=0"):
@@ -230,8 +221,6 @@ def test_wrong_arguments_are_errors():
         batches.batch(0, 0, part=2, parts=2)
     with pytest.raises(ValueError, match="epoch=-1"):
         batches.batch(-1, 0)
-    with pytest.raises(ValueError, match="at least 1; got 0"):
-        next(batches_in_order(data, 0))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -10,8 +10,9 @@ from recipe_files import TINY, call
 from safetensors.torch import load_file
 
 from iad_ext import load_network
+from iad_ext.augment import AUGMENTATIONS
 from iad_ext.averaging import reestimate_batchnorm
-from iad_ext.batches import batches_in_order
+from iad_ext.batches import Batches
 from iad_ext.data import load_splits
 
 EVERYTHING = {
@@ -52,7 +53,10 @@ def test_what_is_kept_is_the_average(run):
         return
     splits = load_splits("digits", limit_train=64, limit_test=32)
     kept.load_state_dict(average)
-    reestimate_batchnorm(kept, (images for images, _ in batches_in_order(splits.train, 16)))
+    trained_on = Batches(
+        splits.train, batch_size=16, seed=0, flip=True, augmentation=AUGMENTATIONS["idbh_weak"], cutmix=0.5
+    )
+    reestimate_batchnorm(kept, (trained_on.batch(2, step).images for step in range(len(trained_on))))
     for key, value in kept.state_dict().items():
         torch.testing.assert_close(value, found[key])
 

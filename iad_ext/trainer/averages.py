@@ -65,10 +65,9 @@ class Averaging:
                 f"the classifier's module cannot be copied, which an average of its weights needs: {error}"
             ) from error
 
-    def measured(self, engine: Engine, source: ArrayBatches | GeneratorBatches) -> nn.Module:
-        """What is validated, and what a fit ends with: the student, or its average with fitting statistics."""
-        if self.average == "none" or engine.average is None:
+    def measured(self, engine: Engine, epoch: int) -> nn.Module:
+        """What is validated after `epoch`, and what a fit ends with: the student, or its average if asked for."""
+        if self.average == "none":
             return engine.student
-        if self.average_batchnorm == "average" or isinstance(source, GeneratorBatches):
-            return engine.average.measurable(None)
-        return engine.average.measurable(source.in_order())
+        again = self.average_batchnorm == "reestimate" and not isinstance(engine.source, GeneratorBatches)
+        return engine.measurable(epoch, reestimate=again)

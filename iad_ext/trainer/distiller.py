@@ -86,8 +86,9 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             student's own. A fit that fails leaves the student's own in the classifier.
         average_decay: share of the `ema` that stays at each step, in [0, 1].
         average_start: first epoch that is averaged, ≥ 0; before, the average is the student itself.
-        average_batchnorm: BatchNorm's statistics of the average: means over the images that `fit` was given
-            (`reestimate`), or averaged as the weights are (`average`), which a generator's images need.
+        average_batchnorm: BatchNorm's statistics of the average: means over the last epoch's images as they were
+            trained on, cropped and mixed but not attacked (`reestimate`), or averaged as the weights are (`average`),
+            which a generator's images need.
         awp: γ of adversarial weight perturbation (Wu et al. 2020: 0.005), ≥ 0; 0 for none. Adds the student's passes
             once more, not the attack's and not the teachers'.
         awp_start: first epoch with it, ≥ 0.
@@ -372,7 +373,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
                     after_step=keeper.after_step(engine, epoch) if keeper else None,
                 )
                 if validation is not None:
-                    record |= self._validate(self._averaging.measured(engine, source), *validation, engine)
+                    record |= self._validate(self._averaging.measured(engine, epoch), *validation, engine)
                 step_scheduler(epoch, record)
                 self.history.append(record)
                 if keeper:
@@ -380,7 +381,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
                 logger.info("%s", _sentence(record, nb_epochs))
             if average is not None:
                 self.raw_weights = _kept(self._classifier.model)
-                become(student, self._averaging.measured(engine, source))
+                become(student, self._averaging.measured(engine, nb_epochs - 1))
             self._fits += 1
 
     def _what_decides(

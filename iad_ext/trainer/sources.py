@@ -1,7 +1,7 @@
 """Batches from arrays in memory and from ART's data generators, checked and in pixel space."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from art.data_generators import DataGenerator
 from numpy.typing import NDArray
 
 from iad_ext.augment import AUGMENTATIONS
-from iad_ext.batches import Batches, batches_in_order, share
+from iad_ext.batches import Batches, share
 from iad_ext.checks import check_flag, check_name
 from iad_ext.data import PixelSet
 from iad_ext.names import unknown
@@ -85,9 +85,9 @@ class ArrayBatches:
         needed *= 2 if padding or extra is not None else 1  # a padded copy, or both sets as one
         stay = device.type == "cuda" and needed > torch.cuda.mem_get_info(device)[0] / 4
         home = data.images.device if stay else device
-        self._own, self._device, self._batch_size = data.to(home), device, batch_size
+        self._device = device
         self._batches = Batches(
-            self._own,
+            data.to(home),
             batch_size=batch_size,
             seed=seed,
             padding=padding,
@@ -105,11 +105,6 @@ class ArrayBatches:
         """Return a process's part of a step's batch."""
         found = self._batches.batch(epoch, step, part=part, parts=parts)
         return Part(found.images.to(self._device), found.labels.to(self._device), found.offset, found.total)
-
-    def in_order(self) -> Iterator[Images]:
-        """Go once through the training images as they were given, without extra ones or augmentation."""
-        for images, _ in batches_in_order(self._own, self._batch_size):
-            yield images.to(self._device)
 
 
 class GeneratorBatches:

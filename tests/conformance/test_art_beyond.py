@@ -27,7 +27,7 @@ from torch import nn
 from iad_ext import IntrospectiveAdversarialDistiller, attacks, objectives, rates
 from iad_ext.augment import AUGMENTATIONS
 from iad_ext.averaging import WeightAverage, reestimate_batchnorm
-from iad_ext.batches import Batches, batches_in_order
+from iad_ext.batches import Batches
 from iad_ext.data import ImageSet, unit_pixels
 from iad_ext.loop import Engine, accelerator_for
 from iad_ext.plan import Plan
@@ -146,7 +146,9 @@ def by_the_engine(sets, guide, mix, training, *, objective, natural_guide=None):
         return trained.state_dict(), trained.state_dict()
     kept = copy.deepcopy(average.network)
     if known["average_batchnorm"] == "reestimate":
-        reestimate_batchnorm(kept, (images for images, _ in batches_in_order(sets[0], BATCH)))
+        trained_on = recipe_batches(sets, mix)
+        steps = range(len(trained_on))
+        reestimate_batchnorm(kept, (trained_on.batch(EPOCHS - 1, step).images for step in steps))
     return trained.state_dict(), kept.state_dict()
 
 
@@ -272,8 +274,8 @@ def test_what_is_validated_is_what_the_classifier_then_holds(sets, digits, teach
     assert percent(trainer.predict(x_test), y_test) != record["eval/natural"]
 
 
-def test_statistics_are_those_of_prediction_on_the_images_as_they_are(sets, teacher):  # noqa: F811
-    """Not of augmented and not of extra images, and behind the preprocessing of prediction."""
+def test_statistics_are_those_of_prediction_on_the_images_as_they_are_trained_on(sets, teacher):  # noqa: F811
+    """Augmented, extra ones among them, and behind the preprocessing of prediction."""
 
     class Shift(PreprocessorPyTorch):
         def __init__(self, by, **when):
@@ -290,11 +292,12 @@ def test_statistics_are_those_of_prediction_on_the_images_as_they_are(sets, teac
         ]
     )
     trainer = distiller(own, teacher, average="ema")
-    fit(trainer, sets, {"augment": "idbh_weak", "extra_share": 0.5})
-    x, _ = arrays(sets[0])
+    mix = {"augment": "idbh_weak", "extra_share": 0.5}
+    fit(trainer, sets, mix)
+    batches = recipe_batches(sets, mix)
     conv, norm = own.model[0], own.model[1]
     with torch.no_grad():
-        seen = [conv(batch + 0.5) for batch in torch.from_numpy(x).split(BATCH)]
+        seen = [conv(batches.batch(EPOCHS - 1, step).images + 0.5) for step in range(len(batches))]
     torch.testing.assert_close(norm.running_mean, torch.stack([s.mean((0, 2, 3)) for s in seen]).mean(0))
     torch.testing.assert_close(norm.running_var, torch.stack([s.var((0, 2, 3)) for s in seen]).mean(0))
 
