@@ -7,7 +7,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -237,7 +237,10 @@ def svg(name: str, runs: Sequence[str | Path | Run], *, mark: str = "") -> str:
 
 
 def relation(found: Mapping[str, Any], path: str | Path) -> None:
-    """Draw one quantity of a study's rows against another: points by method, named by their teachers.
+    """Draw one quantity of a study's rows against another.
+
+    Points are marked by method and named by their teachers, or marked by group and named where no other exceeds them
+    in both quantities, as the relation is declared.
 
     Args:
         found: an entry of `relations` in a study's `study.json`.
@@ -259,27 +262,52 @@ def relation_svg(found: Mapping[str, Any], *, mark: str = "") -> str:
 def _scattered(found: Mapping[str, Any]) -> Figure:
     if not found["points"]:
         raise NothingToDrawError(f"no row has {found['x']} and {found['y']} yet")
-    figure = Figure(figsize=(4.4, 3.2), layout="constrained")
+    by_group = found.get("by") == "group"
+    figure = Figure(figsize=(5.6, 4.0) if by_group else (4.4, 3.2), layout="constrained")
     axes = figure.subplots()
-    for held, (colour, marker, _) in zip(found["correlations"], itertools.cycle(MARKS), strict=False):
-        own = [point for point in found["points"] if point["method"] == held["method"]]
-        rho = f"ρ = {held['rho']:+.2f}" if held["rho"] is not None else "no ρ"
-        label = f"{held['called']}: {rho}, n = {held['n']}"
+    for (label, own), (colour, marker, _) in zip(_series(found), itertools.cycle(MARKS), strict=False):
         axes.plot([p["x"] for p in own], [p["y"] for p in own], marker, color=colour, label=label)
-        for point in own:
-            axes.annotate(
-                str(point["teacher"] or point["label"]),
-                (point["x"], point["y"]),
-                xytext=(4, 3),
-                textcoords="offset points",
-                fontsize=6,
-                color="#777777",
-            )
+    for point in _front(found["points"]) if by_group else found["points"]:
+        axes.annotate(
+            str(point["label"] if by_group else point["teacher"] or point["label"]),
+            (point["x"], point["y"]),
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=6,
+            color="#777777",
+        )
     axes.margins(x=0.16, y=0.1)
     axes.set_xlabel(found["x_title"])
     axes.set_ylabel(found["y_title"])
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handletextpad=0.1)
     return figure
+
+
+def _series(found: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """A relation's points as they share a mark: by method, with its ρ, or by group."""
+    points = found["points"]
+    if found.get("by") == "group":
+        for group in dict.fromkeys(point["group"] for point in points):
+            yield str(group or "other"), [point for point in points if point["group"] == group]
+        return
+    for held in found["correlations"]:
+        rho = f"ρ = {held['rho']:+.2f}" if held["rho"] is not None else "no ρ"
+        own = [point for point in points if point["method"] == held["method"]]
+        yield f"{held['called']}: {rho}, n = {held['n']}", own
+
+
+def _front(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that no other point exceeds in both quantities, nor in one at the same other."""
+    return [
+        one
+        for one in points
+        if not any(
+            other["x"] >= one["x"]
+            and other["y"] >= one["y"]
+            and (other["x"], other["y"]) != (one["x"], one["y"])
+            for other in points
+        )
+    ]
 
 
 def _element(name: str, figure: Figure) -> str:

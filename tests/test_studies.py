@@ -584,7 +584,7 @@ def test_markdown_is_bold_where_a_difference_exceeds_the_spread(in_folder):
     assert "**" not in rows["ARD (TRADES)"]
     assert len({line.count("|") for line in rows.values()}) == 1
     assert " 48.66 |" in rows["IAD-I (AT)"]
-    for said in ("## Differences", "## The paper's claims", "**holds**", "JPEG, with loss", "Table 2"):
+    for said in ("## Differences", "## Claims", "**holds**", "JPEG, with loss", "Table 2"):
         assert said in text
 
 
@@ -592,7 +592,7 @@ def test_one_seed_is_never_bold(in_folder):
     grid = finished("table2", shares_of(0.6, 0.4), data=("cifar10",))
     studies.report(grid)
     text = (grid.folder / "table.md").read_text()
-    assert "**" not in text.split("## The paper's claims")[0]
+    assert "**" not in text.split("## Claims")[0]
     assert "these very networks only" in text
 
 
@@ -1019,7 +1019,7 @@ def test_a_signal_stops_a_study_and_the_same_command_goes_on(real):
     folder, (code, said), (second, said_again) = real
     assert code == 5, said
     assert "they save and end" in said
-    assert "claims" in said  # a table of what there is
+    assert "## Claims" in said  # a table of what there is
     assert second == 0, said_again
     assert "1 of 2 cells are finished already" in said_again
     assert "going on" in said_again
@@ -1070,7 +1070,7 @@ def test_a_report_alone_runs_nothing(real, capsys, monkeypatch):
     with contextlib.chdir(real[0]), pytest.raises(SystemExit) as stopped:
         cli.main(["study", "tiny.yaml", *shlex.split(OPTIONS), "--report"])
     assert stopped.value.code == 0
-    assert "## The paper's claims" in capsys.readouterr().out
+    assert "## Claims" in capsys.readouterr().out
 
 
 def test_studies_are_listed(capsys):

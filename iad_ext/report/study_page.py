@@ -1,6 +1,7 @@
 """A study's page: many runs beside each other and beside the paper's, what differs, and which claims hold."""
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -200,7 +201,7 @@ def _claims(study: Mapping[str, Any]) -> Html | None:
         for claim in map(mapping, study.get("claims") or ())
         for verdict in [str(claim.get("verdict"))]
     ]
-    return section("What the paper claims", tag("div", *cards, class_="cards")) if cards else None
+    return section("Claims", tag("div", *cards, class_="cards")) if cards else None
 
 
 def _table(study: Mapping[str, Any], which: str, folder: Path) -> Html | None:
@@ -210,16 +211,23 @@ def _table(study: Mapping[str, Any], which: str, folder: Path) -> Html | None:
         return None
     head = tag("tr", tag("th", "", scope="col"), *(tag("th", _title(m), scope="col") for m in measures))
     bodies = []
-    for row in _rows(study):
-        theirs = mapping(row.get("paper"))
-        cells = [_shown(_cell(row, which, m), theirs.get(m), percent=m in TITLES) for m in measures]
-        bodies.append(tag("tr", tag("th", _label(row), _of_row(row, folder), scope="row"), *cells))
-    table = tag("div", tag("table", tag("thead", head), tag("tbody", *bodies)), class_="scroll")
+    for group, rows in itertools.groupby(_rows(study), key=lambda row: row.get("group")):
+        lines = []
+        if group is not None:
+            heading = tag("th", str(group), scope="rowgroup", colspan=str(len(measures) + 1))
+            lines.append(tag("tr", heading, class_="group"))
+        for row in rows:
+            theirs = mapping(row.get("paper"))
+            cells = [_shown(_cell(row, which, m), theirs.get(m), percent=m in TITLES) for m in measures]
+            lines.append(tag("tr", tag("th", _label(row), _of_row(row, folder), scope="row"), *cells))
+        bodies.append(tag("tbody", *lines))
+    table = tag("div", tag("table", tag("thead", head), *bodies), class_="scroll")
     what = "Accuracies in percent of the test images: mean" if accuracies else "Mean"
+    printed = any(mapping(row.get("paper")) for row in _rows(study))
     return section(
         f"Results, {which} checkpoint" if accuracies else "Results",
         table,
-        intro=f"{what} ± standard deviation over seeds, the paper's under it.",
+        intro=f"{what} ± standard deviation over seeds{', the paper’s under it' if printed else ''}.",
     )
 
 
@@ -350,14 +358,17 @@ def _relations(study: Mapping[str, Any]) -> Html | None:
         tag(
             "figure",
             Html(relation_svg(found, mark=str(k))),
-            tag("figcaption", tag("b", f"{found['y_title']} against {found['x_title']}. "), _few(found)),
+            tag(
+                "figcaption",
+                tag("b", f"{found['y_title']} against {found['x_title']}. "),
+                "Named are the rows that no other exceeds in both. " if found.get("by") == "group" else "",
+                _few(found),
+            ),
         )
         for k, found in enumerate(map(mapping, study.get("relations") or ()))
         if found.get("points")
     ]
-    intro = (
-        "A point a row of the table, named by its teacher; ρ is Spearman's rank correlation, n counts rows."
-    )
+    intro = "A point a row of the table; ρ is Spearman's rank correlation, n counts rows."
     return section("Relations", tag("div", *drawn, class_="figures"), intro=intro) if drawn else None
 
 
@@ -407,7 +418,12 @@ def _curves(firsts: Sequence[First], sections: Sections) -> Html | None:
     drawn = [
         sections.figure(name, [first.run for first in some], _scope(some), mark=f"-rows{k}")
         for name in ("figure3c", "radius")
-        for k, some in enumerate(part for own in _by_data(firsts).values() for part in _parts(own))
+        for k, some in enumerate(
+            part
+            for own in _by_data(firsts).values()
+            for _, group in itertools.groupby(own, key=lambda first: first.row.get("group"))
+            for part in _parts(list(group))
+        )
     ]
     figures = [figure for figure in drawn if figure is not None]
     intro = "The first run of each row; by radius, its best checkpoint."

@@ -27,6 +27,7 @@ from iad_ext.studies.overrides import Overrides
 
 MEASURES = ("natural", "fgsm", "pgd20", "cw_inf", "aa")
 EXPECTED = ("greater", "less", "close")
+RELATED_BY = ("method", "group")
 OF_TEACHER = "teacher."  # before a measure: that of the network that taught the row
 TEACHERS = NAMED_TEACHERS
 LONGEST = 200  # bytes of a folder's name: file systems take 255, and the log beside it has a suffix
@@ -48,6 +49,7 @@ class Row:
         paper: what tells its row in the paper's table from the others, and `table` where that is not the study's;
             None where it has none there.
         data: data sets that it is run on; None for all of the study's.
+        group: heading that it stands under in tables, with the rows before and after it that have the same; or None.
     """
 
     label: str
@@ -58,6 +60,7 @@ class Row:
     seeds: tuple[int, ...] | None = None
     paper: Mapping[str, Any] | None = None
     data: tuple[str, ...] | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,15 @@ class Relation:
         x: one quantity.
         y: the other.
         checkpoint: `best` or `last`.
+        by: `method`: ρ of each method's rows, points named by their teachers; or `group`: one ρ over all rows, of
+            which those are named that no other row exceeds in both quantities.
     """
 
     name: str
     x: str
     y: str
     checkpoint: str = "best"
+    by: str = "method"
 
 
 @dataclass(frozen=True)
@@ -323,6 +329,7 @@ def _row(content: object) -> Row:
         seeds=tuple(map(int, _list(found["seeds"]))) if "seeds" in found else None,
         paper=found.get("paper"),
         data=tuple(_list(found["data"])) if "data" in found else None,
+        group=str(found["group"]) if "group" in found else None,
     )
 
 
@@ -350,6 +357,8 @@ def _relation(content: object) -> Relation:
         raise ValueError(
             unknown(f"checkpoint of relation {relation.name}", relation.checkpoint, ("best", "last"))
         )
+    if relation.by not in RELATED_BY:
+        raise ValueError(unknown(f"by of relation {relation.name}", relation.by, RELATED_BY))
     return relation
 
 
@@ -360,6 +369,14 @@ def _check(study: Study) -> None:
     for label in labels:
         if labels.count(label) > 1:
             raise ValueError(f"two rows are called {label!r}; labels tell rows apart")
+    headings = [
+        row.group
+        for row, before in zip(study.rows, (None, *study.rows), strict=False)
+        if before is None or row.group != before.group
+    ]
+    for heading in headings:
+        if headings.count(heading) > 1:
+            raise ValueError(f"rows of the group {heading!r} stand apart; put them one after the other")
     for row in study.rows:
         if row.against is not None and row.against not in labels:
             raise ValueError(f"row {row.label!r}: {unknown('row', row.against, labels)}")

@@ -1,6 +1,6 @@
 """One quantity of a study's rows against another: points, and rank correlations that say how few they are."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,14 @@ def collect(grid: Grid) -> list[dict[str, Any]]:
 
 def _related(grid: Grid, relation: Relation, data: str) -> dict[str, Any]:
     points = list(_points(grid, relation, data))
-    methods = list(dict.fromkeys(point["method"] for point in points))
-    found = []
-    for method in methods:
-        own = [point for point in points if point["method"] == method]
-        held = statistics.rank_correlation([p["x"] for p in own], [p["y"] for p in own])
-        found.append(
-            {"method": method, "called": _called(method), "n": len(own)}
-            | {name: getattr(held, name, None) for name in ("rho", "p", "least")}
-        )
+    if relation.by == "group":
+        found = [{"method": None, **_correlated("all rows", points)}] if points else []
+    else:
+        methods = dict.fromkeys(point["method"] for point in points)
+        found = [
+            {"method": method, **_correlated(_called(method), [p for p in points if p["method"] == method])}
+            for method in methods
+        ]
     return {
         "name": relation.name,
         "data": data,
@@ -45,9 +44,16 @@ def _related(grid: Grid, relation: Relation, data: str) -> dict[str, Any]:
         "x_title": title(relation.x),
         "y_title": title(relation.y),
         "checkpoint": relation.checkpoint,
+        "by": relation.by,
         "points": points,
         "correlations": found,
     }
+
+
+def _correlated(called: str, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    held = statistics.rank_correlation([p["x"] for p in points], [p["y"] for p in points])
+    known = {name: getattr(held, name, None) for name in ("rho", "p", "least")}
+    return {"called": called, "n": len(points), **known}
 
 
 def _called(method: str) -> str:
@@ -78,6 +84,7 @@ def _points(grid: Grid, relation: Relation, data: str) -> Iterator[dict[str, Any
             x, y = (statistics.mean_and_std(values)[0] for values in zip(*pairs, strict=True))
             yield {
                 "label": line.label,
+                "group": line.row.group,
                 "method": line.row.method,
                 "teacher": line.row.teacher,
                 "x": x,

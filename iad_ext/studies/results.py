@@ -148,6 +148,7 @@ class _Collector:
         runs = self.runs[line.label]
         return {
             "label": line.label,
+            "group": line.row.group,
             "data": line.data,
             "teacher": line.row.teacher,
             "method": line.row.method,

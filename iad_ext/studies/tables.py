@@ -30,7 +30,7 @@ def markdown(study: Content) -> str:
         for which in _checkpoints(study):
             caption = CAPTIONS[which] if _has_accuracies(study) else "Measured"
             lines += [f"## {caption}{f', {data}' if several else ''}", ""]
-            head, rows = _results(study, data, which, "**{}**".format)
+            head, rows = _results(study, data, which, "**{}**".format, heading="*{}*".format)
             lines += [_in_markdown(head, rows), ""]
     if study["comparisons"]:
         lines += ["## Differences", "", *_about_differences(study), ""]
@@ -45,7 +45,7 @@ def markdown(study: Content) -> str:
             lines += [_in_markdown(*_relation(relation)), ""]
         lines += [*(f"- {relations.described(found)}." for found in relation["correlations"]), ""]
     if study["claims"]:
-        lines += ["## The paper's claims", ""]
+        lines += ["## Claims", ""]
         lines += [_in_markdown(["claim", "", "why"], list(_claims(study)), rest="---"), ""]
     lines += [*_doubts(study), *_origin(study)]
     return "\n".join(lines).rstrip() + "\n"
@@ -56,7 +56,9 @@ def latex(study: Content) -> str:
     parts = [f"% {study['title']}", "% \\usepackage{booktabs}", ""]
     for data in study["settings"]["data"]:
         for which in _checkpoints(study):
-            head, rows = _results(study, data, which, r"\textbf{{{}}}".format, escape=_tex)
+            head, rows = _results(
+                study, data, which, r"\textbf{{{}}}".format, heading=r"\textit{{{}}}".format, escape=_tex
+            )
             parts += [f"% {CAPTIONS[which]}, {data}", _in_latex(head, rows), ""]
     if study["comparisons"]:
         head, rows = _differences(study, r"\textbf{{{}}}".format, escape=_tex)
@@ -74,6 +76,7 @@ def comma_separated(study: Content) -> str:
         "study",
         "data",
         "label",
+        "group",
         "teacher",
         "method",
         "checkpoint",
@@ -97,7 +100,7 @@ def comma_separated(study: Content) -> str:
             for measure, found in measured.items():
                 made = _comparison(study, row["label"], row["against"], measure, which) or {}
                 writer.writerow(
-                    {key: row[key] for key in ("data", "label", "teacher", "method", "against")}
+                    {key: row[key] for key in ("data", "label", "group", "teacher", "method", "against")}
                     | {"study": study["name"], "checkpoint": which, "measure": measure}
                     | {"mean": f"{found['mean']:.4f}", "std": _number(found["std"], "{:.4f}")}
                     | {"seeds": len(found["values"]), "n": found["n"], "paper": row["paper"].get(measure)}
@@ -120,16 +123,19 @@ def _has_accuracies(study: Content) -> bool:
 
 
 def _results(
-    study: Content, data: str, which: str, bold: Any, escape: Any = str
+    study: Content, data: str, which: str, bold: Any, heading: Any, escape: Any = str
 ) -> tuple[list[str], list[list[str]]]:
-    """A row of the study a line: each measure beside the paper's, where the paper has it."""
+    """A row of the study a line: each measure beside the paper's, where the paper has it. A group has a line above."""
     rows = [row for row in study["rows"] if row["data"] == data]
     printed = {measure for row in rows for measure in row["paper"]}
     head = ["row"]
     for measure in study["measures"]:
         head += [NAMES[measure], *(["paper"] if measure in printed else [])]
-    lines = []
+    lines: list[list[str]] = []
+    group = None
     for row in rows:
+        if row["group"] != group and (group := row["group"]) is not None:
+            lines.append([heading(escape(group)), *("" for _ in head[1:])])
         cells = [escape(row["label"])]
         for measure in study["measures"]:
             found = row["checkpoints"][which].get(measure)
