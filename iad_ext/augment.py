@@ -1,7 +1,8 @@
 """Augmentations on the device, as functions of images and of numbers drawn for them.
 
 Each takes uniform numbers in [0, 1), so many an image; who draws them by (seed, epoch) makes an image's augmentation
-a function of its position in the epoch, whatever device or process computes it. No host sync, no loop over images.
+a function of its position in the epoch, whatever device or process computes it. Nothing here waits for the device, and
+nothing loops over images.
 """
 
 from collections.abc import Callable
@@ -101,8 +102,9 @@ def _grey(images: Images) -> Tensor:
     """Luma of three channels, (batch, 1, height, width); the mean of another number of them."""
     if images.shape[1] != 3:
         return images.mean(dim=1, keepdim=True)
-    luma = torch.tensor([0.2989, 0.587, 0.114], dtype=images.dtype, device=images.device)
-    return (luma[:, None, None] * images).sum(dim=1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    grey: Images = 0.2989 * red + 0.587 * green + 0.114 * blue
+    return grey
 
 
 def _smoothed(images: Images) -> Images:
@@ -134,8 +136,8 @@ def _moved(images: Images, sources: Tensor) -> Images:
     down, right = (torch.arange(size, device=images.device) - (size - 1) / 2 for size in (height, width))
     x, y = torch.meshgrid(right, down, indexing="xy")
     places = torch.stack([x, y], dim=-1).to(images) @ sources.to(images).mT[:, None]
-    scale = torch.tensor([2 / width, 2 / height], dtype=images.dtype, device=images.device)
-    return F.grid_sample(images, places * scale, mode="nearest", padding_mode="zeros", align_corners=False)
+    places = torch.stack([places[..., 0] * (2 / width), places[..., 1] * (2 / height)], dim=-1)
+    return F.grid_sample(images, places, mode="nearest", padding_mode="zeros", align_corners=False)
 
 
 def erase(images: Images, numbers: Tensor) -> Images:
@@ -183,7 +185,8 @@ def cutmix(images: Images, others: Images, numbers: Tensor, *, probability: floa
     """
     height, width = images.shape[2:]
     side = (numbers[:, 1] / 2).sqrt()
-    tall, wide = ((side * size).round().long().clamp(min=1) for size in (height, width))
+    # rounded down: rounded to the nearest, one of 18 rectangles of 8 x 8 pixels would cover more than half
+    tall, wide = ((side * size).long().clamp(min=1) for size in (height, width))
     inside = (
         _rectangle(images, tall, wide, numbers[:, 2:4]) & (numbers[:, 0] < probability)[:, None, None, None]
     )

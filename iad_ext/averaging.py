@@ -33,6 +33,7 @@ class WeightAverage:
 
     Attributes:
         network: the average.
+        averaged: of `swa`, how many ends of epochs are in it.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class WeightAverage:
         check_whole("start", start, at_least=0)
         self.kind, self.decay, self.start = kind, decay, start
         self.network = copy.deepcopy(student).eval().requires_grad_(False)
+        self.averaged = 0
 
     def after_step(self, student: nn.Module, epoch: int) -> None:
         """Follow a step of `epoch`."""
@@ -55,7 +57,8 @@ class WeightAverage:
     def after_epoch(self, student: nn.Module, epoch: int) -> None:
         """Follow the end of `epoch`."""
         if self.kind == "swa" and epoch >= self.start:
-            self._move(student, get_swa_multi_avg_fn(), epoch - self.start)
+            self._move(student, get_swa_multi_avg_fn(), self.averaged)
+            self.averaged += 1
 
     def measurable(self, batches: Iterable[Images] | None) -> nn.Module:
         """A copy of the average as it is now, with BatchNorm's statistics of `batches`; its averaged ones for None."""
@@ -100,6 +103,25 @@ def check_taught(objective: Objective, *, kind: Kind | Literal["none"], decay: f
         f"{objective.name} is taught by an ema of decay {its:g} from epoch 0 on, and {asked} from epoch {start} on "
         f"would teach in its place; average by none, or by ema with the decay {its:g} and the start 0"
     )
+
+
+def check_followed(objective: Objective, *, attack: str, reads: frozenset[str], otherwise: str) -> None:
+    """Refuse an attack that climbs away from an average which the objective does not keep.
+
+    Args:
+        objective: what is trained.
+        attack: its attack's name.
+        reads: the passes that the attack is given.
+        otherwise: what to do instead, for people.
+
+    Raises:
+        ValueError: says what to do instead.
+    """
+    if "average_nat" in reads and objective.average_decay is None:
+        raise ValueError(
+            f"the attack {attack} climbs away from a moving average of weights, which {objective.name} does not keep; "
+            f"{otherwise}"
+        )
 
 
 def keeping_statistics(network: nn.Module) -> list[_BatchNorm]:

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
+from iad_ext import objectives
 from iad_ext import settings as settings_
 from iad_ext.backbones import Loading, architecture_of, load_network, num_classes_of
 from iad_ext.export.record import run_folder_of
@@ -29,7 +30,7 @@ class Entrant:
         network: takes pixels in [0, 1].
         weights: SHA-256 of its weights.
         which: `best` or `last` of a run; None for what is no run folder.
-        beta: β of the run's trust; None where it has none.
+        beta: β of the run's trust as Eq. 4 has it; None where it has none, or another.
         teacher: where the run's teacher came from; None where it has none or is no run.
         teacher_architecture: a bare checkpoint's, of that teacher.
         run: its run folder; None for what is none.
@@ -93,10 +94,20 @@ def read_entrant(source: str, *, of: str = "best", **loading: Unpack[Loading]) -
     settings = settings_.from_yaml((run / "settings.yaml").read_text(encoding="utf-8"))
     return replace(
         found,
-        beta=settings.objective.beta,
+        beta=_beta(settings),
         teacher=teacher_of(run, settings.teacher),
         teacher_architecture=settings.teacher_architecture,
     )
+
+
+def _beta(settings: settings_.Settings) -> float | None:
+    try:
+        objective = objectives.build(
+            settings.objective.name, **settings_.objective_arguments(settings.objective)
+        )
+    except (ValueError, TypeError):
+        return None  # an objective of the user's own, which is not here
+    return objective.trust_of.beta if objective.trust_of is not None and objective.reads_trust else None
 
 
 def named_apart(entrants: Sequence[Entrant], names: Sequence[str] | None = None) -> list[Entrant]:

@@ -519,6 +519,7 @@ class Engine:
             "skipped": self.skipped if within_epoch else 0,
             "seconds": self.seconds if within_epoch else 0.0,
             "images": self.images if within_epoch else 0,
+            "averaged": self.average.averaged if self.average is not None else 0,
         }
         return tensors, numbers
 
@@ -542,6 +543,7 @@ class Engine:
         self.student.load_state_dict(tensors["student"])
         if self.average is not None:  # one that was asked for only now begins with the student
             self.average.network.load_state_dict(tensors.get("average", tensors["student"]))
+            self.average.averaged = int(numbers.get("averaged", 0)) if "average" in tensors else 0
         if self.balance is not None and "balance" in tensors:
             self.balance = tensors["balance"]["state"].to(self.device)
         restore_optimizer(self.optimizer, tensors["optimizer"], numbers["optimizer"])

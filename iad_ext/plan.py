@@ -9,7 +9,7 @@ from pathlib import Path
 from iad_ext import objectives, rates
 from iad_ext import settings as settings_
 from iad_ext.attacks import TRAINING_ATTACKS
-from iad_ext.averaging import check_taught
+from iad_ext.averaging import check_followed, check_taught
 from iad_ext.backbones import create_network
 from iad_ext.data import Splits, load_splits, locate
 from iad_ext.evaluation import ATTACKS
@@ -49,7 +49,12 @@ class Plan:
         )
         average = settings.average
         check_taught(objective, kind=average.name, decay=average.decay, start=average.start)
-        _check_attack(settings.attack.name, objective)
+        check_followed(
+            objective,
+            attack=settings.attack.name,
+            reads=TRAINING_ATTACKS[settings.attack.name].reads,
+            otherwise=f"take --attack.name {objective.attack if objective.attack != 'none' else 'pgd'}",
+        )
         names = words(settings.eval.attacks)
         for name in names:
             if name not in ATTACKS:
@@ -182,14 +187,6 @@ class Plan:
         if data.limit_train is None:
             return known
         return min(data.limit_train, known[0]), "as limited", known[2]
-
-
-def _check_attack(name: str, objective: Objective) -> None:
-    if "average_nat" in TRAINING_ATTACKS[name].reads and objective.average_decay is None:
-        raise ValueError(
-            f"the attack {name} climbs away from a moving average of weights, which {objective.name} does not keep; "
-            f"take --attack.name {objective.attack if objective.attack != 'none' else 'pgd'}"
-        )
 
 
 def default_folder(settings: Settings) -> Path:

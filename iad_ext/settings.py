@@ -478,6 +478,16 @@ def not_read(recipe: Recipe, settings: Settings) -> Iterator[str]:
     late = [str(drop) for drop in train.drops if drop >= train.epochs]
     if train.rates == "drops" and late and now["train.drops"] != usual["train.drops"]:
         yield f"--train.drops {' '.join(late)} is not reached: the last epoch is {train.epochs - 1}"
+    starts = {
+        "average.start": average.start if average.name != "none" else 0,
+        "train.awp_start": train.awp_start if train.awp else 0,
+    }
+    for name, start in starts.items():
+        if start >= train.epochs:
+            yield (
+                f"{option(name)} {start} is not reached: the last epoch is {train.epochs - 1}, so that this run is "
+                f"without {'its average' if name == 'average.start' else 'perturbed weights'}"
+            )
 
 
 def not_own(recipe: Recipe, settings: Settings) -> Iterator[str]:

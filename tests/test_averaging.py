@@ -68,6 +68,26 @@ def test_swa_is_the_mean_of_the_ends_of_epochs(start):
     assert_state(average.network.state_dict(), mean)
 
 
+def test_swa_that_joins_a_run_late_is_the_mean_from_there_on():
+    """Asked for when a run goes on, and stopped once more: a mean of what it has seen."""
+    ends, kept = [], None
+    for epoch in range(6):
+        student = network(1, norm=True)
+        asked = WeightAverage(student, kind="swa") if epoch >= 2 else None
+        one = engine(objectives.at(), Task(24), student=student, average=asked)
+        if kept is not None:
+            one.restore(*kept)
+        one.epoch(epoch, rate=RATE)
+        kept = copy.deepcopy(one.state(within_epoch=False))
+        if epoch >= 2:
+            ends.append(copy.deepcopy(student.state_dict()))
+    mean = {
+        name: torch.stack([end[name] for end in ends]).mean(0) if value.is_floating_point() else value
+        for name, value in ends[-1].items()
+    }
+    assert_state(one.average.network.state_dict(), mean)
+
+
 def test_what_is_no_average_is_refused():
     with pytest.raises(ValueError, match="unknown average 'emma'; did you mean 'ema'"):
         WeightAverage(network(1), kind="emma")

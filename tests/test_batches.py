@@ -6,6 +6,7 @@ import torchvision.transforms.functional as tvf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iad_ext.augment import AUGMENTATIONS
 from iad_ext.batches import Batches
 from iad_ext.data import ImageSet
 
@@ -224,9 +225,12 @@ def test_wrong_arguments_are_errors():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_gpu_gives_the_same_batches_without_host_synchronisation():
+@pytest.mark.parametrize(
+    "more", [{"padding": PADDING}, {"augmentation": AUGMENTATIONS["cropshift"], "cutmix": 0.5}]
+)
+def test_a_gpu_gives_the_same_batches_without_host_synchronisation(more):
     data = random_images(40)
-    settings = {"batch_size": 16, "seed": 0, "padding": PADDING, "flip": True}
+    settings = {"batch_size": 16, "seed": 0, "flip": True, **more}
     here, there = Batches(data, **settings), Batches(data.to("cuda"), **settings)
     there.batch(1, 0)  # plans the epoch
     torch.cuda.set_sync_debug_mode("error")

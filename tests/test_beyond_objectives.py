@@ -411,6 +411,18 @@ def test_mtards_weights_are_the_loops(rate, slowed, power, losses):
         assert state[1].tolist() == pytest.approx(first, rel=1e-5)
 
 
+def test_a_term_begins_where_it_first_has_a_loss():
+    """A student that begins with a teacher's weights has none against it: no step is told from nothing."""
+    balance = objectives.mtard(balance_rate=0.3).balance
+    state = balance.begin()
+    for first in (0.0, 0.0, 1e-5, 0.4):
+        state = balance.updated(state, torch.tensor([1.0, first]))
+        assert state[0].tolist() == pytest.approx([0.5, 0.5])
+    assert state[1].tolist() == pytest.approx([1.0, 0.4])
+    state = balance.updated(state, torch.tensor([5.0, 0.4]))  # five times its first, and as at first
+    assert state[0].tolist() == pytest.approx([0.7 * 0.5 + 0.3 * 5 / 6, 0.7 * 0.5 + 0.3 / 6])
+
+
 def test_a_state_weighs_the_balanced_terms_and_them_alone():
     outputs, labels = random_batch()
     objective = objectives.iad_mtard(warmup_epochs=3)

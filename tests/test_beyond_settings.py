@@ -123,6 +123,21 @@ def test_what_ramps_takes_the_epochs_of_the_run():
     assert "ramp_epochs" not in objective_arguments(ObjectiveSettings(name="rslad"), epochs=30)
 
 
+def test_what_begins_after_the_last_epoch_is_said():
+    recipe = Recipe(title="A recipe of a test", settings=Settings(recipe="test"))
+    for line, said in {
+        "--average.name swa --average.start 30": ["--average.start 30 is not reached", "without its average"],
+        "--train.awp 0.01 --train.awp-start 31": [
+            "--train.awp-start 31 is not reached",
+            "without perturbed weights",
+        ],
+        "--average.name swa --average.start 29 --train.awp 0.01": [],
+    }.items():
+        found = list(not_read(recipe, from_command_line(recipe, [*line.split(), "--train.epochs", "30"])))
+        assert len(found) == bool(said), found
+        assert all(part in found[0] for part in said)
+
+
 def test_an_average_may_be_the_one_that_teaches():
     for line in ("", "--average.name ema", "--average.decay 0.9 --average.start 5"):
         assert plan_of(line, name="adr").objective.average_decay == 0.995

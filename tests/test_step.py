@@ -24,6 +24,10 @@ MORE = {
     "introspect(st)": introspect(objectives.st(), warmup_epochs=3),
     "iad_rslad with everything": build("iad_rslad", igdm=2.0, sample_weight="entropy", trust="three_cases"),
     "trades with igdm": build("trades", igdm=2.0),
+    "iad1 by correctness": build("iad1", sample_weight="correct", trust="entropy_correct"),
+    "rslad with ADR's clip": build("rslad", introspect=True, trust="margin"),
+    "rslad with other targets": build("rslad", target="swap", class_temperature={3: 2.0}),
+    "at with smooth labels": build("at", label_smoothing=0.1),
 }
 OBJECTIVES = {**{name: build(name) for name in ROWS}, **MORE}
 BOTH_EPOCHS = pytest.mark.parametrize("epoch", [0, AFTER])

@@ -372,7 +372,9 @@ def runs(tmp_path):
     run_folder(tmp_path / "runs/at/seed0", seed=7)
     for k, name in enumerate(("iad1-at", "ard-at")):
         folder = tmp_path / f"runs/{name},epochs=3/seed0"
-        run_folder(folder, seed=k, teacher="runs/at/seed0", of=("best", "last"), beta=0.1 if k == 0 else None)
+        run_folder(
+            folder, seed=k, teacher="runs/at/seed0", of=("best", "last"), name=name.removesuffix("-at")
+        )
     return [tmp_path / f"runs/{name},epochs=3/seed0" for name in ("iad1-at", "ard-at")]
 
 
@@ -385,6 +387,23 @@ def say(capsys):
         return stopped.value.code, out, err
 
     return say
+
+
+@pytest.mark.parametrize(
+    ("objective", "beta"),
+    [
+        ({"name": "iad1", "beta": 0.3}, 0.3),
+        ({"name": "rslad", "introspect": True}, 0.1),
+        ({"name": "iad_mtard"}, 0.1),
+        ({"name": "iad1", "beta": 0.1, "trust": "margin"}, None),
+        ({"name": "iad1", "trust": "three_cases"}, None),
+        ({"name": "iad1", "beta": 0.1, "gamma": "2"}, None),
+        ({"name": "rslad"}, None),
+        ({"name": "at"}, None),
+    ],
+)
+def test_a_run_s_beta_is_that_of_eq_4_where_it_is_read(tmp_path, objective, beta):
+    assert read_entrant(str(run_folder(tmp_path / "run", seed=0, **objective))).beta == beta
 
 
 def test_run_folders_tell_names_betas_and_teachers(runs, tmp_path):

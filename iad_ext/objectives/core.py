@@ -66,6 +66,7 @@ SYMBOLS: Mapping[str, str] = {
 """The passes as formulas write them."""
 PASSES: tuple[str, ...] = tuple(f.name for f in fields(Outputs))
 ADVERSARIAL_PASSES = frozenset(name for name in PASSES if name.endswith(("_adv", "_mirror")))
+LEAST_FIRST_LOSS = 1e-3  # below, a loss has nothing to fall from, and a share of it is none
 """The passes that an attack must have run for."""
 
 
@@ -102,11 +103,13 @@ class ImageWeight:
         value: (outputs, labels) -> (batch,), ≥ 0; may keep a gradient, which the objective cuts.
         reads: the passes that `value` reads.
         formula: for people.
+        beta: β of a trust that is Eq. 4's α, else None.
     """
 
     value: Callable[[Outputs, Labels], PerImage]
     reads: frozenset[str]
     formula: str
+    beta: float | None = None
 
     def __call__(self, outputs: Outputs, labels: Labels) -> PerImage:
         """Evaluate it."""
@@ -141,8 +144,9 @@ class Balance:
 
     A term that has fallen less than the others since the first step gets more weight; what multiplies a term beside,
     such as trust, does not count as its falling. The state is a tensor
-    (2, terms) of float64: the weights, which sum to 1, and the losses of the first step, NaN before it. A step
-    runs under the weights that the steps before it left, so that a batch can be computed in parts.
+    (2, terms) of float64: the weights, which sum to 1, and the losses of the first step, NaN before it. A term that
+    has next to no loss at first, as that of a student begun with its teacher's weights, has not begun until it has. A
+    step runs under the weights that the steps before it left, so that a batch can be computed in parts.
 
     Attributes:
         terms: names of the terms.
@@ -166,9 +170,9 @@ class Balance:
         """
         weights, first = state
         losses = losses.double()
-        first = torch.where(first.isnan(), losses, first)
-        tiny = torch.finfo(torch.float64).tiny
-        relative = (losses.clamp(min=tiny) / first.clamp(min=tiny)) ** self.power
+        begun = first >= LEAST_FIRST_LOSS  # not where it is NaN
+        first = torch.where(begun, first, losses)
+        relative = torch.where(begun, losses.clamp(min=0) / first, 1.0) ** self.power
         rate = self.rate * slowed
         return torch.stack([rate * relative / relative.sum() + (1 - rate) * weights, first])
 

@@ -41,7 +41,7 @@ def alpha(beta: float) -> ImageWeight:
     def value(outputs: Outputs, labels: Labels) -> PerImage:
         return reliability.trust(outputs.get("teacher_adv"), labels, beta=beta)
 
-    return ImageWeight(value, frozenset({"teacher_adv"}), EQ_4)
+    return ImageWeight(value, frozenset({"teacher_adv"}), EQ_4, beta)
 
 
 def _gamma_factor(gamma: Gamma) -> Factor:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from iad_ext import attacks, batchnorm, compiling, objectives, precision
-from iad_ext.averaging import become
+from iad_ext.averaging import become, check_followed
 from iad_ext.backbones import load_network
 from iad_ext.batches import share
 from iad_ext.checks import check_mapping, check_name, check_number
@@ -165,6 +165,12 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         built = self._built(nb_epochs=100)
         self._require_teachers(built, nb_epochs=100, given=given)
         self._averaging.check(built)
+        check_followed(
+            built,
+            attack=type(attack).__name__,
+            reads=getattr(attack, "reads", frozenset()),
+            otherwise="leave attack= out, and the objective's own is taken",
+        )
         self._teachers = {role: self._as_network(role, net) for role, net in given.items() if net is not None}
         self._fits = 0
         self.history: list[dict[str, Any]] = []

@@ -780,6 +780,14 @@ def test_a_module_that_cannot_be_copied_has_no_average(sets):
     assert not equal(before, weights(own.model))
 
 
+def test_an_attack_on_an_average_that_nothing_keeps_is_refused(teacher):  # noqa: F811
+    own = student()
+    attack = attacks.ADRPGD(own.model, eps=EPS, alpha=EPS / 4)
+    with pytest.raises(ValueError, match=r"ADRPGD climbs away from .* iad1 does not keep; leave attack"):
+        distiller(own, teacher, attack=attack)
+    IntrospectiveAdversarialDistiller(own, objective="adr", attack=attack)
+
+
 def test_what_begins_after_the_last_epoch_is_mentioned(sets, teacher, caplog):  # noqa: F811
     trainer = distiller(student(), teacher, average="swa", average_start=2, awp=0.01, awp_start=1)
     fit(trainer, sets, {}, nb_epochs=2)
