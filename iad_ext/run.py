@@ -40,6 +40,7 @@ from iad_ext.precision import Precision
 from iad_ext.processes import World, anyone, from_main, say
 from iad_ext.settings import Change, Recipe, Settings
 from iad_ext.signals import Interrupted, Stop
+from iad_ext.spelling import with_file
 from iad_ext.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,9 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
     """
     _show_warnings()
     try:
-        settings = settings_.from_command_line(recipe, args)
+        settings = settings_.from_command_line(
+            recipe, with_file(recipe, sys.argv[1:] if args is None else args)
+        )
     except ValueError as error:
         _fail(2, error)
     if os.environ.get("RANK", "0") == "0":  # of several processes one says it

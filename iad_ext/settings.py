@@ -431,7 +431,8 @@ def from_command_line(recipe: Recipe, args: Sequence[str] | None = None) -> Sett
     without_help = [arg for arg in args if arg not in ("-h", "--help")]
     peek, _ = tyro.cli(_Peek, args=without_help, return_unknown_args=True)
     defaults = recipe.defaults(data=peek.data.name, schedule=peek.train.schedule, epochs=peek.train.epochs)
-    return tyro.cli(Settings, args=args, default=defaults, description=recipe.title)
+    said = f"{recipe.title}. --settings FILE takes settings from a YAML file, such as a run's settings.yaml."
+    return tyro.cli(Settings, args=args, default=defaults, description=said)
 
 
 def not_read(recipe: Recipe, settings: Settings) -> Iterator[str]:

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 
 from iad_ext import cli, settings
+from iad_ext.spelling import with_file
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -133,7 +135,25 @@ def _recipe(args):
     if path.parent.name == "recipes" and path.stem == "quickstart":
         tyro.cli(_quickstart(), args=rest)
     elif path.parent.name == "recipes":
-        settings.check(settings.from_command_line(recipe_files.load(path.stem), rest))
+        recipe = recipe_files.load(path.stem)
+        with tempfile.TemporaryDirectory() as folder:
+            words = with_file(recipe, [_shown_file(word, folder) for word in rest])
+        settings.check(settings.from_command_line(recipe, words))
+
+
+def _shown_file(word, folder):
+    """A YAML file that a page shows under its name, written to `folder`; a run's own settings are the recipe's here."""
+    if not word.endswith(".yaml"):
+        return word
+    content = "{}"
+    if not word.endswith("/settings.yaml"):
+        shown = [
+            re.search(rf"```yaml\n# {re.escape(word)}\n(.*?)```", page, re.DOTALL) for page in PAGES.values()
+        ]
+        (content,) = (found[1] for found in shown if found)
+    file = Path(folder) / "shown.yaml"
+    file.write_text(content)
+    return str(file)
 
 
 def _quickstart():

@@ -58,9 +58,8 @@ PLUGGED = {
 }
 
 
-def test_every_plugin_has_an_option():
+def test_every_plugin_is_tried_by_the_command_line():
     assert {*PLUGGED, "label_smoothing"} == set(PLUGINS)
-    assert set(PLUGINS) <= set(vars(ObjectiveSettings()))
 
 
 @pytest.mark.parametrize("plug", PLUGGED)

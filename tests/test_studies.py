@@ -20,7 +20,7 @@ import pytest
 from recipe_files import ENVIRONMENT, RECIPES
 from study_runs import fake_run
 
-from iad_ext import checkpoint, cli, paper, recipes, settings, studies
+from iad_ext import checkpoint, cli, paper, recipes, settings, spelling, studies
 from iad_ext.diagnostics import TRUST_EDGES
 from iad_ext.studies import overrides, results, runner, tables
 from iad_ext.studies.grid import LONGEST, Claim
@@ -325,7 +325,7 @@ def test_lists_may_have_spaces():
 def test_a_role_s_flag_can_be_said_no_to():
     _, given = overrides.from_command_line(["--students.train.no-flip", "--teachers.train.flip", "True"])
     assert given["students"] == {"train.flip": False}
-    words = [f"--students.{word[2:]}" for word in overrides.arguments(given["students"])]
+    words = [f"--students.{word[2:]}" for word in spelling.arguments(given["students"])]
     assert overrides.from_command_line(words)[1]["students"] == given["students"]
     with pytest.raises(ValueError, match=r"unknown option .*no-flop"):
         overrides.from_command_line(["--students.train.no-flop"])
@@ -341,7 +341,7 @@ def test_flags_and_lists_are_spelled_as_the_recipes_spell_them():
         "attack.eps": pytest.approx(4 / 255),
         "objective.gate_teacher": True,
     }
-    words = list(overrides.arguments(given["all"]))
+    words = list(spelling.arguments(given["all"]))
     assert words[:2] == ["--train.no-flip", "--student.normalize"]
     assert overrides.from_command_line(words)[1]["all"] == given["all"]
 

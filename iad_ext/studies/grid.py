@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iad_ext import files, paper, recipes
+from iad_ext import files, paper, recipes, spelling
 from iad_ext import settings as settings_
 from iad_ext.diagnostics import FIGURES as LOGGED
 from iad_ext.evaluation import ATTACKS
@@ -557,7 +557,7 @@ def _arguments(cell: Cell) -> Iterator[str]:
     before = dict(settings_.flat(usual))
     given |= {name: value for name, value in settings_.flat(settings) if value != before[name]}
     given.pop("recipe", None)
-    yield from overrides_.arguments(given)
+    yield from spelling.arguments(given)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,12 @@
-"""Settings in the recipes' own spelling: read from a study's file or a command line, written back as arguments."""
+"""Settings in the recipes' own spelling, as a study has them: by role, from its file or its command line."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Any, get_origin
 
 from iad_ext import settings as settings_
 from iad_ext.names import unknown
-from iad_ext.settings import Settings
-from iad_ext.units import parse_fraction
+from iad_ext.spelling import HINTS, typed
 
 Overrides = dict[str, Any]
 
@@ -30,20 +26,6 @@ OWN = {
 }
 
 
-def _hints() -> dict[str, Any]:
-    hints: dict[str, Any] = {}
-    whole = Settings()
-    for field in fields(whole):
-        value = getattr(whole, field.name)
-        if is_dataclass(value):
-            inner = get_type_hints(type(value))
-            hints |= {f"{field.name}.{name}": hint for name, hint in inner.items()}
-        else:
-            hints[field.name] = get_type_hints(Settings)[field.name]
-    return hints
-
-
-HINTS = _hints()
 KNOWN = {name: hint for name, hint in HINTS.items() if name not in OWN}
 
 
@@ -66,42 +48,6 @@ def checked(given: object, where: str) -> Overrides:
             raise ValueError(f"{where}: {unknown('setting', str(name), KNOWN)}")
         found[dotted] = typed(dotted, value)
     return found
-
-
-def typed(name: str, value: Any) -> Any:
-    """A value as its setting's type: `8/255` is a number, 0.5 for γ is a text."""
-    hint = HINTS[name]
-    kinds = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
-    if value is None or value == "None":
-        if NoneType in kinds:
-            return None
-        raise ValueError(f"{settings_.option(name)} needs a value")
-    kind = next(one for one in kinds if one is not NoneType)
-    try:
-        return _as(kind, value)
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(
-            f"{settings_.option(name)} takes {getattr(kind, '__name__', kind)}, got {value!r}"
-        ) from None
-
-
-def _as(kind: Any, value: Any) -> Any:
-    if get_origin(kind) is tuple:
-        return tuple(int(item) for item in (value.split() if isinstance(value, str) else value))
-    if kind is bool:
-        words = {"true": True, "false": False}
-        return words[str(value).lower()]
-    if isinstance(value, bool | Mapping | list):
-        return _refuse()
-    if kind is int:
-        return int(value) if float(value) == int(value) else _refuse()
-    if kind is float:
-        return parse_fraction(value) if isinstance(value, str) else float(value)
-    return Path(value) if kind is Path else str(value)
-
-
-def _refuse() -> Any:
-    raise ValueError
 
 
 def from_command_line(words: Sequence[str]) -> tuple[list[str], dict[str, Overrides]]:
@@ -168,19 +114,6 @@ def _joined(name: str, values: list[str], word: str, *, negated: bool) -> Any:
     if len(values) != 1:
         raise ValueError(f"{word} takes one value, got {' '.join(values) or 'none'}")
     return values[0]
-
-
-def arguments(values: Mapping[str, Any]) -> Iterator[str]:
-    """Settings as a recipe's command line."""
-    for name, value in values.items():
-        option = settings_.option(name)
-        if HINTS[name] is bool:
-            group, dot, leaf = option[2:].rpartition(".")
-            yield option if value else f"--{group}{dot}no-{leaf}"
-        elif isinstance(value, tuple):
-            yield from (option, *map(str, value))
-        else:
-            yield from (option, str(value))
 
 
 # what does not change which network comes out

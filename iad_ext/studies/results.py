@@ -14,11 +14,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from iad_ext import checkpoint, files, paper, provenance, statistics
+from iad_ext import checkpoint, files, paper, provenance, spelling, statistics
 from iad_ext.evaluation import TITLES, images
 from iad_ext.report.reading import COSTS, is_known
 from iad_ext.statistics import Difference, Flags, Spread
-from iad_ext.studies import overrides, relations
+from iad_ext.studies import relations
 from iad_ext.studies.grid import Claim, Grid, Line
 from iad_ext.studies.runner import environment_of
 
@@ -136,7 +136,7 @@ class _Collector:
             "epochs_fraction": choices.epochs,
             "images_fraction": choices.images,
             "overrides": {
-                where: {role: list(overrides.arguments(values)) for role, values in said.items() if values}
+                where: {role: list(spelling.arguments(values)) for role, values in said.items() if values}
                 for where, said in (("study", self.study_.settings), ("command_line", choices.settings))
             },
             "detectable_points": round(power(self.grid), 2),

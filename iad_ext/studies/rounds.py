@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from tyro.conf import Positional, UseAppendAction, subcommand
 
-from iad_ext import checkpoint, files, names, provenance
+from iad_ext import checkpoint, files, names, provenance, spelling
 from iad_ext import run as run_
 from iad_ext.backbones import load_network
 from iad_ext.entrants import written_of_teacher
@@ -38,7 +38,7 @@ from iad_ext.evaluation import gallery
 from iad_ext.plan import Plan, load_data
 from iad_ext.settings import override
 from iad_ext.signals import Interrupted, Stop
-from iad_ext.studies import overrides, report
+from iad_ext.studies import report
 from iad_ext.studies.grid import Cell, Choices, Grid, expand, measured_by, read
 from iad_ext.studies.overrides import Overrides, from_command_line
 from iad_ext.studies.results import CHECKPOINTS
@@ -734,7 +734,7 @@ def _given_again(command: _OfStudy, settings: Mapping[str, Overrides], data: str
     words += ["--only", command.only] if command.only else []
     words += ["--data.name", data] if data else []
     for role, values in settings.items():
-        given = list(overrides.arguments({k: v for k, v in values.items() if k != "data.path"}))
+        given = list(spelling.arguments({k: v for k, v in values.items() if k != "data.path"}))
         prefix = "" if role == "all" else f"{role}."
         words += [f"--{prefix}{word[2:]}" if word.startswith("--") else word for word in given]
     return words
