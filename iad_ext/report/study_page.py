@@ -102,7 +102,10 @@ def _doubts(study: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         yield "plain", study["note"]
     points = mapping(study.get("settings")).get("detectable_points")
     if is_number(points):
-        yield "plain", f"differences below about {number(points)} points are too small for this study to tell"
+        yield "plain", (
+            f"a difference of about {number(points)} points would be told from chance by the measure with the fewest "
+            "images, if 15 of 100 images are apart; of rows that differ on fewer, smaller ones are"
+        )
 
 
 def _header(study: Mapping[str, Any], title: str) -> Html:
