@@ -565,7 +565,8 @@ class Evaluate:
     device: Annotated[str | None, _option(metavar="NAME")] = None
     """cpu, cuda, cuda:1 …; a GPU where there is one when not given."""
     out: Annotated[Path | None, _option(metavar="FILE")] = None
-    """Write the results, with their provenance, as JSON; a measurement that was stopped then goes on where it was."""
+    """Write the results, with their provenance, as JSON, and each image's verdicts beside it, for compare; a
+    measurement that was stopped then goes on where it was."""
     loading: OmitArgPrefixes[Loading] = field(default_factory=Loading)
 
     def run(self) -> int:
@@ -676,8 +677,11 @@ class Evaluate:
         return result
 
     def _write(self, out: Path, network: "nn.Module", images: "Splits", measured: Mapping[str, Any]) -> None:
+        from safetensors.torch import save
+
         from iad_ext import files, provenance
         from iad_ext.backbones import architecture_of, num_classes_of
+        from iad_ext.comparing import verdicts_beside
         from iad_ext.provenance import digest
 
         content = {
@@ -689,9 +693,90 @@ class Evaluate:
             "data": dict(images.provenance),
             "environment": provenance.environment(),
         }
+        verdicts = verdicts_beside(out)
         with _writing(out):
+            files.write_whole(
+                verdicts, save({name: flags.byte() for name, flags in measured["robust"].items()})
+            )
             files.write_json(out, content)
-        print(f"{'results'.ljust(10)}{out}")
+        print(f"{'results'.ljust(10)}{out}, {verdicts.name}")
+
+
+# ------------------------------------------------------------------------------------------- compare
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """What one method's networks have over another's: paired differences with their intervals.
+
+    Of two measurements it speaks of these very networks; of several seeds of each, in the same order, of the methods.
+    """
+
+    these: Annotated[Positional[tuple[str, ...]], _option(metavar="RESULT…")]
+    """Run folders, or the JSON files that evaluate --out wrote."""
+    against: Annotated[tuple[str, ...], _option(metavar="RESULT …")]
+    """Those that they are compared with: as many, the first with the first, the second with the second."""
+    of: Annotated[str, arg(metavar="best|last")] = "best"
+    """Which network of a run folder."""
+    out: Annotated[Path | None, _option(metavar="FILE")] = None
+    """Write the differences as JSON."""
+
+    def run(self) -> int:
+        """Read, compare, print, write."""
+        from iad_ext import files
+        from iad_ext.comparing import as_json, compare, read_measured
+        from iad_ext.evaluation import TITLES
+
+        if self.out is not None:
+            _require_writable(self.out)
+        with _input():
+            these, against = (
+                [read_measured(source, of=self.of) for source in side] for side in (self.these, self.against)
+            )
+            found = compare(these, against)
+        several = len(these) > 1
+        what = f"{len(these)} networks" if several else str(self.these[0])
+        whose = f"those of {len(against)}, one by one" if several else str(self.against[0])
+        over = (
+            "over images and seeds, both paired" if several else "over images, paired: of these very networks"
+        )
+        radius = f"accuracy in points at L∞ radius {show_fraction(these[0].eps)}, with 95% intervals {over}"
+        print(wrapped(f"{what} less {whose}", first="compared".ljust(10), rest=" " * 10))
+        print(wrapped(radius, first=" " * 10, rest=" " * 10) + "\n")
+        rows = [("", "difference", "95% interval", "", "McNemar p", "images")]
+        for name, one in found.items():
+            between = f"{one.low:+.2f} to {one.high:+.2f}"
+            rows.append(
+                (
+                    TITLES[name],
+                    f"{one.difference:+.2f}",
+                    between,
+                    one.verdict,
+                    f"{one.mcnemar_p:.2g}",
+                    f"{one.n}",
+                )
+            )
+        print("\n".join(_in_columns(rows)))
+        if self.out is not None:
+            content = {
+                "these": list(self.these),
+                "against": list(self.against),
+                "of": self.of,
+                "differences": as_json(found),
+            }
+            with _writing(self.out):
+                files.write_json(self.out, content)
+            print(f"\n{'written'.ljust(10)}{self.out}")
+        return DONE
+
+
+def _in_columns(rows: "Sequence[Sequence[str]]") -> Iterator[str]:
+    """The first column to the left, others to the right."""
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        yield "  ".join(
+            [name.ljust(first), *(cell.rjust(n) for cell, n in zip(cells, others, strict=True))]
+        ).rstrip()
 
 
 @contextlib.contextmanager
@@ -1247,6 +1332,7 @@ class Completion:
 COMMANDS: Mapping[str, Any] = {
     "doctor": Doctor,
     "evaluate": Evaluate,
+    "compare": Compare,
     "threats": Threats,
     "export": Export,
     "objectives": Objectives,

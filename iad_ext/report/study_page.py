@@ -102,9 +102,10 @@ def _doubts(study: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         yield "plain", study["note"]
     points = mapping(study.get("settings")).get("detectable_points")
     if is_number(points):
-        yield "plain", (
-            f"a difference of about {number(points)} points would be told from chance by the measure with the fewest "
-            "images, if 15 of 100 images are apart; of rows that differ on fewer, smaller ones are"
+        yield (
+            "plain",
+            f"by the measure with the fewest images, a difference of about {number(points)} points would be told from "
+            "chance if 15 of 100 images are apart; of rows that differ on fewer, smaller ones are",
         )
 
 
