@@ -309,7 +309,7 @@ def test_a_run_folder_is_measured_as_the_run_measured_it(say, run_folder, tmp_pa
         assert f"{content['measured'][attack]:.2f}%" in row
         assert f"{low:.2f} to {high:.2f}" in row
     assert measured["protocol"]["attacks"].keys() == content["measured"]["protocol"]["attacks"].keys()
-    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.robust.safetensors"]
 
 
 def test_what_it_writes_is_what_evaluate_returns(say, bare, tmp_path):
@@ -395,8 +395,10 @@ def test_a_signal_stops_it_with_code_5_and_the_same_command_goes_on(say, tmp_pat
     assert not out.exists()
     assert (tmp_path / ".r.json.parts").is_dir()
     assert say(*arguments)[0] == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.robust.safetensors"]
     assert say(*line, "--out", tmp_path / "whole.json")[0] == 0
+    verdicts = [(tmp_path / f"{name}.robust.safetensors").read_bytes() for name in ("r", "whole")]
+    assert verdicts[0] == verdicts[1]
     whole, continued = (json.loads(path.read_text())["measured"] for path in (tmp_path / "whole.json", out))
     assert {k: v for k, v in whole.items() if k != "protocol"} == {
         k: v for k, v in continued.items() if k != "protocol"
