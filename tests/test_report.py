@@ -570,7 +570,7 @@ def test_a_study_s_page_says_what_it_found(run, tmp_path):
         "abc123",
         "signs of masked gradients in ARD: fgsm above pgd20",
         "3 of 4 runs are finished",
-        "differences below about 1.2 points",
+        "a difference of about 1.2 points",
         "The first less the second, accuracies in percentage points",
     ):
         assert said in text, said
