@@ -726,6 +726,7 @@ class Compare:
         from iad_ext import files
         from iad_ext.comparing import as_json, compare, read_measured
         from iad_ext.evaluation import TITLES
+        from iad_ext.evaluation.tables import aligned
 
         if self.out is not None:
             _require_writable(self.out)
@@ -756,7 +757,7 @@ class Compare:
                     f"{one.n}",
                 )
             )
-        print("\n".join(_in_columns(rows)))
+        print("\n".join(aligned(rows)))
         if self.out is not None:
             content = {
                 "these": list(self.these),
@@ -768,15 +769,6 @@ class Compare:
                 files.write_json(self.out, content)
             print(f"\n{'written'.ljust(10)}{self.out}")
         return DONE
-
-
-def _in_columns(rows: "Sequence[Sequence[str]]") -> Iterator[str]:
-    """The first column to the left, others to the right."""
-    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *cells in rows:
-        yield "  ".join(
-            [name.ljust(first), *(cell.rjust(n) for cell, n in zip(cells, others, strict=True))]
-        ).rstrip()
 
 
 @contextlib.contextmanager

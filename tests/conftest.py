@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -70,3 +71,20 @@ def tiny_network():
             )
 
     return build
+
+
+@pytest.fixture
+def say(capsys, monkeypatch):
+    """Call the command line in this process; the exit code, what it printed, and what it said on stderr."""
+    from iad_ext.cli import main
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the test run's own handlers stay
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*args):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(arg) for arg in args])
+        printed = capsys.readouterr()
+        return stopped.value.code or 0, printed.out, printed.err
+
+    return call

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import zipfile
@@ -34,21 +33,6 @@ def bare(run_folder, tmp_path_factory):
     file = tmp_path_factory.mktemp("bare") / "weights.pt"
     torch.save({"state_dict": load_network(run_folder).state_dict()}, file)
     return file
-
-
-@pytest.fixture
-def say(capsys, monkeypatch):
-    """Call the command line in this process; the exit code, what it printed, and what it said on stderr."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the test run's own handlers stay
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def call(*args):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(arg) for arg in args])
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 def in_process_of_its_own(*args, code=0, cwd=None, **environment):

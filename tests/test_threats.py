@@ -378,17 +378,6 @@ def runs(tmp_path):
     return [tmp_path / f"runs/{name},epochs=3/seed0" for name in ("iad1-at", "ard-at")]
 
 
-@pytest.fixture
-def say(capsys):
-    def say(*args):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return say
-
-
 @pytest.mark.parametrize(
     ("objective", "beta"),
     [

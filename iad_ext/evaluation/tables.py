@@ -2,7 +2,7 @@
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,10 +91,11 @@ def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [f"{result[attack]:.2f}" if attack in result else "–" for attack in attacks]
         counts = dict.fromkeys(str(images(result, attack)) for attack in attacks if attack in result)
         rows.append([name, *cells, *([] if agree else ["/".join(counts)])])
-    return "\n".join(_aligned(rows) + _doubts(results))
+    return "\n".join(aligned(rows) + _doubts(results))
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines: the first column to the left, others to the right."""
     first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

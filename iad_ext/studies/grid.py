@@ -7,6 +7,7 @@ that the same cell of two studies is one folder, and a cell with the paper's own
 import dataclasses
 import fnmatch
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -369,11 +370,7 @@ def _check(study: Study) -> None:
     for label in labels:
         if labels.count(label) > 1:
             raise ValueError(f"two rows are called {label!r}; labels tell rows apart")
-    headings = [
-        row.group
-        for row, before in zip(study.rows, (None, *study.rows), strict=False)
-        if before is None or row.group != before.group
-    ]
+    headings = [group for group, _ in itertools.groupby(row.group for row in study.rows)]
     for heading in headings:
         if headings.count(heading) > 1:
             raise ValueError(f"rows of the group {heading!r} stand apart; put them one after the other")
