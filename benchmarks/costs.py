@@ -1,7 +1,7 @@
 """(k) what each method of the leader board costs: time and peak memory of its step, against IAD-I's.
 
 The methods are the rows of recipes/studies/board.yaml, with the objective, attack, average and perturbation that their
-runs have, at the last epoch.
+runs have, at the last epoch; rows that differ in nothing but the course of the rate or the seed are one.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from harness import Bench
 from memory import peak
 from workloads import Method, Ours, Task, default_precision
 
+from iad_ext import settings as settings_
 from iad_ext import studies
 from iad_ext.plan import Plan
 from iad_ext.studies import Choices
@@ -23,9 +24,15 @@ def methods(steps: int) -> dict[str, tuple[Method, int]]:
     """By the row's label its method, and its step in forward passes of an image."""
     grid = studies.expand(studies.read("board"), Choices(settings={"all": {"attack.steps": steps}}))
     cells = {cell.folder: cell for cell in grid.cells}
+    # what a step does not depend on
+    common = {"train.rates": "cosine", "train.seed": 0, "out": None, "teacher": None}
     found = {}
+    seen = []
     for line in grid.lines:
         cell = cells[line.cells[0]]
+        if (step := settings_.override(cell.settings, common)) in seen:
+            continue
+        seen.append(step)
         plan, settings = Plan.of(cell.settings), cell.settings
         last = settings.train.epochs - 1
         method = Method(
