@@ -198,6 +198,8 @@ def test_a_temperature_of_the_class_softens_its_images_alone():
     close(loss.per_image, expected)
     with pytest.raises(ValueError, match="names class 3; the networks have 3"):
         build("adaad", class_temperature={3: 2.0})(outputs, labels, epoch=0)
+    nothing = random_batch(n=0, classes=3)
+    assert build("adaad", class_temperature={1: 4.0})(*nothing, epoch=0).per_image.shape == (0,)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -117,6 +117,7 @@ def test_marks_are_of_groups_and_those_that_none_exceeds_are_named(reported):
             '{group: "distilled & old", label: AdaAD',
             "rows of the group 'distilled & old' stand apart",
         ),
+        ("{group: newer, label: RSLAD", "{label: RSLAD", "rows without a group stand apart"),
     ],
 )
 def test_what_is_not_understood_is_said(tmp_path, old, new, said):

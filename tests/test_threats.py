@@ -326,6 +326,7 @@ def test_refusals(networks, batch, wider):
         ({"parts": ("transfr",)}, "unknown part 'transfr'; did you mean 'transfer'"),
         ({"parts": ()}, "parts: expected some of"),
         ({"measured": ["three"]}, "unknown network 'three'"),
+        ({"measured": []}, "expected at least one network to measure, got none"),
         ({"teachers": {"one": "three"}}, "unknown network 'three'"),
         ({"eps": 8}, "did you mean 8 / 255"),
         ({"parts": ("unseen",), "l2_eps": 0}, "l2_eps, an L2 radius"),

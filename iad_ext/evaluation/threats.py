@@ -76,8 +76,8 @@ def evaluate_threats(
 
     Raises:
         TypeError: as `evaluate`.
-        ValueError: as `evaluate`; an unknown part; what `evaluate_transfer`, `under_threats` and `under_corruptions`
-            refuse.
+        ValueError: as `evaluate`; an unknown part, or none; no network to measure; what `evaluate_transfer`,
+            `under_threats` and `under_corruptions` refuse.
     """
     for part in parts:
         if part not in THREAT_PARTS:
@@ -88,6 +88,8 @@ def evaluate_threats(
     for name in names:
         if name not in networks:
             raise ValueError(unknown("network", name, networks))
+    if not names:
+        raise ValueError("expected at least one network to measure, got none; leave `measured` out for all of them")
     linf_eps = min(2 * eps, 0.99) if linf_eps is None else linf_eps
     common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
     result: dict[str, Any] = {

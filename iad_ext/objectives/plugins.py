@@ -272,7 +272,7 @@ def class_temperature(objective: Objective, temperatures: Mapping[int, float], /
             raise ValueError(
                 f"class_temperature names class {max(temperatures)}; the networks have {logits.shape[1]}, from 0 on"
             )
-        by_class = torch.ones_like(logits[0])
+        by_class = logits.new_ones(logits.shape[1])
         for k, tau in temperatures.items():
             by_class[k] = tau
         return logits / by_class[labels][:, None]

@@ -373,7 +373,8 @@ def _check(study: Study) -> None:
     headings = [group for group, _ in itertools.groupby(row.group for row in study.rows)]
     for heading in headings:
         if headings.count(heading) > 1:
-            raise ValueError(f"rows of the group {heading!r} stand apart; put them one after the other")
+            rows = "without a group" if heading is None else f"of the group {heading!r}"
+            raise ValueError(f"rows {rows} stand apart; put them one after the other")
     for row in study.rows:
         if row.against is not None and row.against not in labels:
             raise ValueError(f"row {row.label!r}: {unknown('row', row.against, labels)}")
