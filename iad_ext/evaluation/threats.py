@@ -89,7 +89,9 @@ def evaluate_threats(
         if name not in networks:
             raise ValueError(unknown("network", name, networks))
     if not names:
-        raise ValueError("expected at least one network to measure, got none; leave `measured` out for all of them")
+        raise ValueError(
+            "expected at least one network to measure, got none; leave `measured` out for all of them"
+        )
     linf_eps = min(2 * eps, 0.99) if linf_eps is None else linf_eps
     common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
     result: dict[str, Any] = {

@@ -9,8 +9,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import torch
-
 from iad_ext import reliability, terms
 from iad_ext.checks import check_name, check_number, check_whole
 from iad_ext.names import unknown
