@@ -21,7 +21,7 @@ import tyro
 import yaml
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
-from iad_ext.lines import width, wrapped
+from iad_ext.lines import fail, width, wrapped
 from iad_ext.names import unknown, words
 from iad_ext.units import parse_fraction, show_fraction
 
@@ -71,19 +71,14 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.exit(_command(list(sys.argv[1:] if args is None else args)).run())
     except WrongInputError as error:
-        _fail(WRONG_INPUT, str(error))
+        fail(WRONG_INPUT, str(error))
     except CannotWriteError as error:
-        _fail(CANNOT_WRITE, str(error))
+        fail(CANNOT_WRITE, str(error))
     except KeyboardInterrupt:
-        _fail(STOPPED, "stopped by a signal; evaluate --out FILE goes on where it was when given again")
+        fail(STOPPED, "stopped by a signal; evaluate --out FILE goes on where it was when given again")
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(DONE)
-
-
-def _fail(code: int, message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(code)
 
 
 @contextlib.contextmanager

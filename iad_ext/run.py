@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,7 +30,7 @@ from iad_ext.checkpoint import Checkpoint, CheckpointError
 from iad_ext.compiling import Compilation
 from iad_ext.data import ImageSet, Splits
 from iad_ext.evaluation import accuracy_under, evaluate, format_table, gallery, interval, with_autoattack
-from iad_ext.lines import titled
+from iad_ext.lines import fail, titled
 from iad_ext.loop import Engine, TrainingStopped, accelerator_for
 from iad_ext.memory import OutOfMemory, explained
 from iad_ext.names import words
@@ -71,24 +71,24 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
             recipe, with_file(recipe, sys.argv[1:] if args is None else args)
         )
     except ValueError as error:
-        _fail(2, error)
+        fail(2, error)
     if os.environ.get("RANK", "0") == "0":  # of several processes one says it
         for said in (*settings_.not_read(recipe, settings), *settings_.not_own(recipe, settings)):
             log.warning("%s", said)
     try:
         run(settings)
     except UsageError as error:
-        _fail(2, error)
+        fail(2, error)
     except (TrainingStopped, OutOfMemory) as error:
-        _fail(3, error)
+        fail(3, error)
     except CheckpointError as error:
-        _fail(4, error)
+        fail(4, error)
     except Interrupted as stopped:
         say(f"stopped          {stopped}")
         processes.leave()
         sys.exit(5)
     except KeyboardInterrupt:
-        _fail(130, "forced to stop; the last checkpoint is whole, the same command goes on from it")
+        fail(130, "forced to stop; the last checkpoint is whole, the same command goes on from it")
     processes.leave()
 
 
@@ -97,11 +97,6 @@ def _show_warnings() -> None:
     # the hub's clients print their own already
     handler.addFilter(lambda record: record.name.partition(".")[0] not in ("huggingface_hub", "datasets"))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[handler])
-
-
-def _fail(code: int, error: object) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    sys.exit(code)
 
 
 def _say_fact(title: str, text: str) -> None:

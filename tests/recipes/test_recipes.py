@@ -449,6 +449,14 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_lines(runs):
 
 
 @pytest.mark.slow
+def test_of_two_processes_one_says_what_is_wrong(tmp_path):
+    launch = [LAUNCH[0], "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    failed = _subprocess([*launch, *_script("iad2_resnet18")], tmp_path, ACCELERATE_USE_CPU="true")
+    assert failed.returncode != 0
+    assert failed.stderr.count("error: no teacher yet: --teacher at looks in") == 1, failed.stderr
+
+
+@pytest.mark.slow
 def test_two_processes_share_a_run(runs):
     """The same recipe, two ranks: one folder, every line once, every image counted once."""
     folder, _ = runs
