@@ -16,7 +16,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -279,7 +281,7 @@ def _scattered(found: Mapping[str, Any]) -> Figure:
     axes.margins(x=0.16, y=0.1)
     axes.set_xlabel(found["x_title"])
     axes.set_ylabel(found["y_title"])
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handletextpad=0.1)
+    _legend_above(axes, handletextpad=0.1)
     return figure
 
 
@@ -308,6 +310,30 @@ def _front(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             for other in points
         )
     ]
+
+
+def _legend_above(axes: Axes, **style: Any) -> None:
+    """In two columns, or in one, or smaller, where the axes would give way to a legend wider than the figure."""
+    labels = axes.get_legend_handles_labels()[1]
+    size = FontProperties(size=mpl.rcParams["legend.fontsize"]).get_size_in_points()
+    widths = [TextPath((0, 0), label, size=size).get_extents().width for label in labels] or [0.0]
+    half = math.ceil(len(widths) / 2)
+    figure = axes.figure.get_figure(root=True)
+    room = 72 * figure.get_figwidth() - 5 * size  # right of the axes' own labels
+    mark = 4.5 * size  # before a label, with the gap to the next column
+    columns = 2 if max(widths[:half]) + max(widths[half:], default=0) + 2 * mark <= room else 1
+    if columns == 1:
+        size *= min(1.0, (room - mark) / max(widths))
+        # the lines that two columns would have saved
+        figure.set_figheight(figure.get_figheight() + 1.5 * size * (len(widths) - half) / 72)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        borderaxespad=0.1,
+        fontsize=size,
+        **style,
+    )
 
 
 def _element(name: str, figure: Figure) -> str:
@@ -382,7 +408,7 @@ def _by_epoch(axes: Axes, run: Run) -> None:
             fontsize=7,
             color="#777777",
         )
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handlelength=2.4)
+    _legend_above(axes, handlelength=2.4)
 
 
 def teacher_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
@@ -445,7 +471,7 @@ def trust_by_beta(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set_ylim(0, 100)
     axes.set_xlabel(f"α, epoch {int(held[-1]['epoch']) + 1}")
     axes.set_ylabel("images with at least this α, %")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handlelength=2.4)
+    _legend_above(axes, handlelength=2.4)
 
 
 def trust_histogram(axes: Axes, runs: Sequence[Run]) -> None:
@@ -476,7 +502,7 @@ def trust_histogram(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set_xlim(0, 1)
     axes.set_xlabel(f"α = P_T(x̃|y)^β, β = {beta:g}")
     axes.set_ylabel("training images, %")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1)
+    _legend_above(axes)
 
 
 def rebinned(counts: Any, edges: Any, onto: Any) -> Any:
@@ -538,7 +564,7 @@ def robust_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation PGD-10 accuracy, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handlelength=2.4)
+    _legend_above(axes, handlelength=2.4)
 
 
 def accuracy_by_radius(axes: Axes, runs: Sequence[Run]) -> None:
@@ -565,7 +591,7 @@ def _by_radius(axes: Axes, curves: Mapping[str, Mapping[str, float]]) -> None:
     axes.set_xlim(left=0)
     axes.set_xlabel("L∞ radius, 1/255")
     axes.set_ylabel("accuracy under PGD-20, %")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handlelength=2.4)
+    _legend_above(axes, handlelength=2.4)
 
 
 FIGURES: Mapping[str, Callable[[Axes, Sequence[Run]], None]] = {

@@ -1,5 +1,7 @@
 """Figures from run folders: what is drawn is what was logged, and what was logged is what a loop counts."""
 
+import dataclasses
+import io
 import json
 import xml.etree.ElementTree as ElementTree
 
@@ -167,6 +169,21 @@ def test_runs_beside_each_other_keep_their_names(folder, tmp_path):
         "iad1/seed0": [40.0 - seed for seed in range(6)],
         "ard/seed0": [40.0, 39.0, 38.0],
     }
+
+
+@pytest.mark.parametrize("name", ["figure3c", "radius"])
+@pytest.mark.parametrize(("label", "columns"), [("IAD-I", 2), ("IAD-I × 4, β = 1 under RSLAD's attack", 1)])
+def test_long_names_take_no_room_from_the_axes(folder, name, label, columns):
+    read = plots.Run.read(folder)
+    figure = plots._figure(name, [dataclasses.replace(read, label=f"{label} {k}") for k in range(5)])
+    (axes,) = figure.axes
+    figure.canvas.print_figure(io.BytesIO())
+    shown, whole = axes.get_tightbbox(), figure.bbox
+    assert (shown.x0, shown.y0) >= (whole.x0, whole.y0)
+    assert (shown.x1, shown.y1) <= (whole.x1, whole.y1)
+    assert axes.bbox.width > 0.7 * whole.width
+    assert axes.bbox.height > 0.4 * whole.height
+    assert axes.get_legend()._ncols == columns
 
 
 def test_a_gap_is_a_gap(tmp_path):
