@@ -1,5 +1,7 @@
 """Exports: what comes back is the network, what is said of it was measured, and no pickle leaves the house."""
 
+import ast
+import dataclasses
 import functools
 import json
 import pickle
@@ -224,6 +226,88 @@ def test_the_card_names_flags_selection_on_the_test_set_and_another_radius(run, 
     assert "No sign of masked gradients" not in text
 
 
+def changed(record, **groups):
+    """The record of a run with other settings."""
+    settings = {**record.settings}
+    for name, values in groups.items():
+        settings[name] = {**settings[name], **values}
+    return dataclasses.replace(record, settings=settings)
+
+
+def test_an_evaluation_s_images_are_not_passed_off_as_those_trained_on(run, tmp_path):
+    network = load_network(run)
+    evaluated = load_splits("digits", selection="test", limit_train=1, limit_test=24).provenance
+    file = tmp_path / "results.json"
+    note = "JPEG, with loss"
+    content = {
+        "weights": digest(network.state_dict()),
+        "measured": results(run),
+        "data": {**evaluated, "name": "cifar10", "source": "hub", "encoding_note": note},
+    }
+    file.write_text(json.dumps(content))
+    front, text = card_of(to_folder(run, tmp_path / "out", results=file))
+    assert "Trained on 128 of the training images only." in text
+    assert "| data | digits, 128 images" in text
+    assert "trained on digits" in text
+    assert "datasets" not in front  # digits is not on the hub
+    assert "the test images of cifar10" in text
+    assert f"The images were a re-encoded copy: {note}." in text
+    assert front["model-index"][0]["results"][0]["dataset"]["type"] == "uoft-cs/cifar10"
+    info = json.loads(robustbench_model_info(run, tmp_path / "out", results=file).read_text())
+    assert info["dataset"] == "cifar10"
+    assert f"Images: {note}." in info["footnote"]
+    # and so where the export is exported again
+    again = card_of(to_folder(tmp_path / "out", tmp_path / "again"))[1]
+    for words in ("| data | digits, 128 images", "the test images of cifar10"):
+        assert words in again
+
+
+def test_the_card_says_how_the_rate_went_and_what_else_was_trained_with(run, tmp_path):
+    record = Record.of(run)
+    plain = card_of(to_folder(record, tmp_path / "plain"))[1]
+    for absent in ("| weights averaged", "| weights perturbed", "| extra images", "CutMix"):
+        assert absent not in plain
+    train = {"epochs": 30, "drops": (10, 20), "schedule": "released"}
+    released = card_of(to_folder(changed(record, train=train), tmp_path / "released"))[1]
+    assert "SGD, rate 0.1, × 0.1 at epoch 10 (schedule released), " in released
+    beyond = changed(
+        record,
+        train={
+            **train,
+            "rates": "cyclic",
+            "awp": 0.005,
+            "awp_start": 3,
+            "cutmix": 0.5,
+            "augment": "cropshift",
+        },
+        average={"name": "ema", "decay": 0.995, "start": 2},
+        data={"extra": str(tmp_path / "generated.npz"), "extra_share": 0.7},
+    )
+    folder = to_folder(beyond, tmp_path / "beyond")
+    text = card_of(folder)[1]
+    assert "at epoch 10" not in text
+    for words in (
+        "SGD, rate up to 0.1 at 2/5 of the epochs and down to 0, linearly (cyclic), ",
+        "| weights perturbed | adversarially (AWP), γ = 0.005, from epoch 3 |",
+        "| weights averaged | EMA, decay 0.995, from epoch 2; ",
+        "generated.npz`, 70% of an epoch's images |",
+        "| augmentation | cropshift, CutMix on 50% of images |",
+    ):
+        assert words in text, words
+    assert str(tmp_path) not in text + json.dumps(saved_metadata(folder))
+    info = robustbench_model_info(beyond, tmp_path / "beyond")
+    assert json.loads(info.read_text())["additional_data"] is True
+
+
+def test_a_formula_does_not_break_the_card_s_table(run, tmp_path):
+    record = Record.of(run)
+    knobs = dict.fromkeys(record.settings["objective"]) | {"name": "akd2_down", "introspect": False}
+    folder = to_folder(changed(record, objective=knobs), tmp_path / "out")
+    (row,) = (line for line in card_of(folder)[1].splitlines() if line.startswith("| objective"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+    assert r"P_T(x̃\|y)" in row
+
+
 def test_what_is_not_known_is_said_not_to_be(tmp_path):
     save_network(create_network("cifar_resnet8", num_classes=10, seed=0), tmp_path / "bare", metadata={})
     front, text = card_of(to_folder(tmp_path / "bare", tmp_path / "out"))
@@ -430,6 +514,17 @@ def test_robustbench_gets_its_fields_and_a_loader_that_runs(run, exported):
     assert done.stdout == "Zhu2022Reliable: 75,290 parameters, 10 classes\n", done.stderr
     path.unlink()
     (exported / "robustbench_loader.py").unlink()
+
+
+def test_any_name_leaves_the_loader_a_program(tmp_path):
+    protocol = {"eps": 8 / 255, "attacks": {"natural": {}, "aa": {"version": "standard", "stages": []}}}
+    measured = {"natural": 83.0, "aa": 48.0, "n": 10_000, "flags": [], "protocol": protocol}
+    name = 'My "best" {net}\\n"""'
+    record = measured_network(tmp_path / name.replace("/", ""), measured=measured, data={"name": "cifar10"})
+    robustbench_model_info(record, tmp_path, name=name)
+    code = (tmp_path / "robustbench_loader.py").read_text(encoding="utf-8")
+    said = ast.unparse(ast.parse(code).body[-1])
+    assert repr(name) in said
 
 
 def test_a_whole_measurement_on_cifar10_needs_no_footnote(tmp_path):

@@ -10,7 +10,7 @@ from iad_ext import objectives
 from iad_ext import settings as settings_
 from iad_ext.backbones.cifar import NAMES
 from iad_ext.evaluation import TITLES, images
-from iad_ext.export.record import Record
+from iad_ext.export.record import Record, dataset_of, hub_id_of, shown_source
 from iad_ext.units import show_fraction
 
 FEW = 1000  # images under which a percentage is an impression rather than a measurement
@@ -63,7 +63,7 @@ def _front_matter(record: Record, name: str, license_name: str | None) -> str:
 
 
 def _eval_results(record: Record) -> list[EvalResult]:
-    results = []
+    results, tested = [], record.measured_on
     for attack in record.attacks:
         n = images(record.measured, attack)
         title = TITLES[attack]
@@ -71,9 +71,9 @@ def _eval_results(record: Record) -> list[EvalResult]:
         results.append(
             EvalResult(
                 task_type="image-classification",
-                dataset_type=record.dataset_on_hub or record.dataset or "unknown",
-                dataset_name=record.dataset or "unknown",
-                dataset_split=(record.data.get("splits") or {}).get("test"),
+                dataset_type=hub_id_of(tested) or dataset_of(tested) or "unknown",
+                dataset_name=dataset_of(tested) or "unknown",
+                dataset_split=(tested.get("splits") or {}).get("test"),
                 metric_type="accuracy",
                 metric_name=f"accuracy, {under}, {n} images",
                 metric_value=round(record.measured[attack], 2),
@@ -155,19 +155,19 @@ def _in_words(attack: str, settings: Mapping[str, Any]) -> str:
 
 
 def _test_images(record: Record) -> str:
-    data = record.data
+    data = record.measured_on
     split = (data.get("splits") or {}).get("test", "test")
     revision = f" at revision {data['revision']}" if data.get("revision") else ""
     digest = (data.get("digest") or {}).get("test")
-    return f"the {split} images of {record.dataset or 'an unknown data set'}{revision}" + (
+    return f"the {split} images of {dataset_of(data) or 'an unknown data set'}{revision}" + (
         f" (digest {digest})" if digest else ""
     )
 
 
 def _cautions(record: Record) -> Iterator[str]:
     data, measured = record.data, record.measured
-    if data.get("encoding_note"):
-        yield f"The images were a re-encoded copy: {data['encoding_note']}."
+    if note := record.measured_on.get("encoding_note"):
+        yield f"The images were a re-encoded copy: {note}."
     if (record.settings.get("data") or {}).get("selection") == "test":
         yield "The epoch was chosen on the test set, as in the paper, so these figures are a little too good."
     limit = (data.get("limits") or {}).get("train")
@@ -230,9 +230,8 @@ def _training(record: Record) -> str:
         ("epochs", _epochs(record)),
         (
             "optimiser",
-            f"SGD, rate {train['lr']:g}, × {train['drop_factor']:g} at epochs {', '.join(map(str, train['drops']))}, "
-            "momentum "
-            f"{train['momentum']:g}, weight decay {train['weight_decay']:g}, batches of {train['batch_size']}",
+            f"SGD, {_rates(train)}, {'Nesterov ' if train.get('nesterov') else ''}momentum {train['momentum']:g}, "
+            f"weight decay {train['weight_decay']:g}, batches of {train['batch_size']}",
         ),
         (
             "attack",
@@ -241,14 +240,69 @@ def _training(record: Record) -> str:
             else f"{attack['name']}, {attack['steps']} steps of {show_fraction(attack['step'])}, L∞ radius "
             f"{show_fraction(attack['eps'])}, student in {attack['mode']} mode",
         ),
+        ("weights perturbed", _perturbed(train)),
+        ("weights averaged", _average(settings.get("average") or {})),
         ("data", _training_images(record)),
+        ("extra images", _extra(settings["data"])),
+        ("augmentation", _augmentation(train)),
         ("seed", str(train["seed"])),
         (
             "precision",
             (results.get("precision") or record.environment.get("precision") or {}).get("kind", ""),
         ),
     ]
-    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows if value)])
+    # a bar would end the cell, in code too
+    cells = [(key, value.replace("|", r"\|")) for key, value in rows if value]
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in cells)])
+
+
+def _rates(train: Mapping[str, Any]) -> str:
+    """The course of the learning rate; settings of an older run lack what it did not have."""
+    lr, course = f"{train['lr']:g}", train.get("rates", "drops")
+    warmup = train.get("rate_warmup", 0)
+    rising = f", rising to it over the first {warmup} epochs" if warmup else ""
+    if course == "cosine":
+        return f"rate {lr}, falling to 0 by half a cosine{rising}"
+    if course == "cyclic":
+        return f"rate up to {lr} at 2/5 of the epochs and down to 0, linearly (cyclic){rising}"
+    # in the released code each drop rescales the first rate: the second one is lost
+    drops = sorted(train["drops"])[: 1 if train.get("schedule") == "released" else None]
+    reached = [str(drop) for drop in drops if drop < train["epochs"]]
+    if not reached:
+        return f"rate {lr}{rising}"
+    fallen = f"× {train['drop_factor']:g} at epoch{'s' if len(reached) > 1 else ''} {', '.join(reached)}"
+    return f"rate {lr}, {fallen} (schedule {train.get('schedule', 'paper')}){rising}"
+
+
+def _perturbed(train: Mapping[str, Any]) -> str:
+    if not train.get("awp"):
+        return ""
+    return f"adversarially (AWP), γ = {train['awp']:g}, from epoch {train['awp_start']}"
+
+
+def _average(average: Mapping[str, Any]) -> str:
+    if average.get("name", "none") == "none":
+        return ""
+    decay = f", decay {average['decay']:g}" if average["name"] == "ema" else ""
+    return (
+        f"{average['name'].upper()}{decay}, from epoch {average['start']}; BatchNorm's statistics "
+        f"{'averaged too' if average['batchnorm'] == 'average' else 're-estimated'}"
+    )
+
+
+def _extra(data: Mapping[str, Any]) -> str:
+    if not data.get("extra"):
+        return ""
+    return f"`{shown_source(data['extra'])}`, {100 * data['extra_share']:g}% of an epoch's images"
+
+
+def _augmentation(train: Mapping[str, Any]) -> str:
+    kind, padding = train.get("augment", "crop"), train.get("padding", 0)
+    crop = f"random crops after padding by {padding}" if padding else ""
+    parts = [crop if kind == "crop" else kind]
+    parts += ["random mirror images"] if train.get("flip") else []
+    parts += [f"CutMix on {100 * train['cutmix']:g}% of images"] if train.get("cutmix") else []
+    return ", ".join(filter(None, parts))
 
 
 def _teacher(record: Record, role: str) -> str:

@@ -11,7 +11,7 @@ import huggingface_hub
 
 from iad_ext.backbones import Loading, save_network
 from iad_ext.export.card import model_card
-from iad_ext.export.record import Record
+from iad_ext.export.record import Record, dataset_of, shown_source
 from iad_ext.files import write_text
 from iad_ext.names import known_arguments
 
@@ -59,16 +59,34 @@ def to_folder(
 def _public(record: Record) -> dict[str, Any]:
     """The metadata without paths of this machine."""
     here = {"path": None, "name": record.dataset}
-    public = dict(record.metadata) | {"data": {**record.data, **here} if record.data else {}}
+    public = dict(record.metadata) | {
+        "data": _public_data(record.data),
+        "tested": _public_data(record.tested),
+    }
     if record.measured:
         public["measured"] = record.measured
     if record.settings:
-        settings = {**record.settings, "out": None, "data": {**record.settings["data"], **here}}
+        extra = shown_source(record.settings["data"].get("extra"))
+        settings = {
+            **record.settings,
+            "out": None,
+            "data": {**record.settings["data"], **here, "extra": extra},
+        }
         public["settings"] = {**settings, "teacher": None, "natural_teacher": None}
     if record.environment:
         kept = ("time", "python", "versions", "hardware", "commit", "precision", "processes")
         public["environment"] = {key: record.environment[key] for key in kept if key in record.environment}
     return {key: value for key, value in public.items() if value or not isinstance(value, Mapping)}
+
+
+def _public_data(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set's provenance, and that of extra images, without where they lie here."""
+    if not data:
+        return {}
+    public = {**data, "path": None, "name": dataset_of(data)}
+    if isinstance(extra := data.get("extra"), Mapping):
+        public["extra"] = {**extra, "source": shown_source(extra.get("source"))}
+    return public
 
 
 @known_arguments

@@ -26,7 +26,7 @@ from iad_ext.provenance import digest
 
 Facts = Mapping[str, Any]
 # what an exported network carries in its metadata of the run that it came from
-FROM_EXPORT = ("measured", "settings", "environment")
+FROM_EXPORT = ("measured", "tested", "settings", "environment")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +41,8 @@ class Record:
         settings: the run's `settings.yaml`.
         results: the run's `results.json`.
         environment: what trained it: versions, hardware, commit, precision.
-        data: the images' provenance.
+        data: provenance of the images that it was trained on; a run's own measurement is of their test split.
+        tested: provenance of the images of a later evaluation; empty where that is the run's own.
         metadata: what stood with the weights.
     """
 
@@ -53,6 +54,7 @@ class Record:
     results: Facts = field(default_factory=dict)
     environment: Facts = field(default_factory=dict)
     data: Facts = field(default_factory=dict)
+    tested: Facts = field(default_factory=dict)
     metadata: Facts = field(default_factory=dict)
 
     @classmethod
@@ -106,25 +108,41 @@ class Record:
         return [attack for attack in ATTACKS if attack in self.measured]
 
     @property
+    def measured_on(self) -> Facts:
+        """Provenance of the images that `measured` speaks of."""
+        return self.tested or self.data
+
+    @property
     def dataset(self) -> str | None:
-        """The data set's name as people say it (`cifar10`), its hub id, or its folder's name."""
-        name = self.data.get("name")
-        if not name:
-            return None
-        return (
-            PurePath(name).name
-            if self.data.get("source") == "folder" and not self.data.get("id")
-            else str(name)
-        )
+        """What the data set that it was trained on is called; where that is not known, the one it was tested on."""
+        return dataset_of(self.data or self.tested)
 
     @property
     def dataset_on_hub(self) -> str | None:
-        """The data set's id on the hub; None for what is not there."""
-        name = self.dataset
-        if name is not None and name in KNOWN:
-            return None if name == "digits" else KNOWN[name].hub_id
-        found = self.data.get("id") if self.data.get("source") == "hub" else None
-        return str(found) if found else None
+        """That data set's id on the hub; None for what is not there."""
+        return hub_id_of(self.data or self.tested)
+
+
+def dataset_of(data: Facts) -> str | None:
+    """A data set's name as people say it (`cifar10`), its hub id, or its folder's name."""
+    name = data.get("name")
+    if not name:
+        return None
+    return PurePath(name).name if data.get("source") == "folder" and not data.get("id") else str(name)
+
+
+def hub_id_of(data: Facts) -> str | None:
+    """A data set's id on the hub; None for what is not there."""
+    name = dataset_of(data)
+    if name is not None and name in KNOWN:
+        return None if name == "digits" else KNOWN[name].hub_id
+    found = data.get("id") if data.get("source") == "hub" else None
+    return str(found) if found else None
+
+
+def shown_source(source: str | None) -> str | None:
+    """Where images or a teacher came from: a hub id whole; of a path, its last parts."""
+    return None if source is None else "/".join(PurePath(source).parts[-2:])
 
 
 def run_folder_of(source: Path) -> Path | None:
@@ -181,4 +199,4 @@ def _of_evaluation(path: Path, network: nn.Module) -> dict[str, Any]:
             f"{path} was measured on other weights, those of {content.get('source')}; measure these: "
             "iad-ext evaluate MODEL --out FILE"
         )
-    return {"measured": content["measured"], "data": content["data"]}
+    return {"measured": content["measured"], "tested": content["data"]}

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from iad_ext.backbones import Loading
 from iad_ext.evaluation import images
-from iad_ext.export.record import Record
+from iad_ext.export.record import Record, dataset_of
 from iad_ext.files import write_json, write_text
 from iad_ext.names import known_arguments
 from iad_ext.units import show_fraction
@@ -40,7 +40,8 @@ def robustbench_model_info(
         link: to the paper.
         authors: comma-separated.
         venue: where it appeared; RobustBench takes none for unpublished.
-        additional_data: whether other images than the data set's had a part in training, a teacher's included.
+        additional_data: whether other images than the data set's had a part in training, a teacher's included; they
+            had where the run itself trained on extra images.
         results: what `iad-ext evaluate --out` wrote for this network; goes before the run's own.
         loading: for a source by name, arguments of `load_network`.
 
@@ -58,9 +59,9 @@ def robustbench_model_info(
         "link": link,
         "name": title or name,
         "authors": authors,
-        "additional_data": additional_data,
+        "additional_data": additional_data or bool((record.settings.get("data") or {}).get("extra")),
         "number_forward_passes": 1,
-        "dataset": str(record.dataset),
+        "dataset": str(dataset_of(record.measured_on)),
         "venue": venue,
         "architecture": record.architecture,
         "eps": show_fraction(record.measured["protocol"]["eps"]),
@@ -80,7 +81,7 @@ def robustbench_model_info(
 def require_measured(record: Record) -> None:
     """Raise a ValueError where what RobustBench states was not measured."""
     missing = [attack for attack in ("natural", "aa") if attack not in record.measured]
-    if missing or record.dataset is None:
+    if missing or dataset_of(record.measured_on) is None:
         raise ValueError(
             f"RobustBench's model_info needs {' and '.join(missing) or 'the data set'} of {record.source}, "
             "which is not known; measure it with: iad-ext evaluate MODEL --attacks natural,aa --out FILE, "
@@ -90,7 +91,7 @@ def require_measured(record: Record) -> None:
 
 def _footnote(record: Record) -> str:
     """What keeps these figures from standing beside RobustBench's."""
-    n, full = images(record.measured, "aa"), TEST_IMAGES.get(record.dataset or "")
+    n, full = images(record.measured, "aa"), TEST_IMAGES.get(dataset_of(record.measured_on) or "")
     settings = record.measured["protocol"].get("aa", record.measured["protocol"])["attacks"]["aa"]
     said = []
     if full is None:
@@ -101,19 +102,19 @@ def _footnote(record: Record) -> str:
         said.append(f"Clean accuracy on {images(record.measured, 'natural')} test images.")
     if settings["version"] != "standard":
         said.append(f"AutoAttack was not the standard one ({settings['version']}).")
-    if record.data.get("encoding_note"):
-        said.append(f"Images: {record.data['encoding_note']}.")
+    if note := record.measured_on.get("encoding_note"):
+        said.append(f"Images: {note}.")
     return " ".join(said)
 
 
 def _loader(name: str, info: Mapping[str, Any]) -> str:
-    return f'''"""{name}: the network in this folder, for RobustBench's benchmark. Needs iad-ext.
-
-It takes pixels in [0, 1] and returns logits, as RobustBench expects:
-
-    from robustbench.eval import benchmark
-    benchmark(load_model(), dataset="{info["dataset"]}", threat_model="Linf", eps={info["eps"]})
-"""
+    # names stand as Python writes them, in comments: any quotes and braces leave the file a program
+    return f'''# {name!r}: the network in this folder, for RobustBench's benchmark. Needs iad-ext.
+#
+# It takes pixels in [0, 1] and returns logits, as RobustBench expects:
+#
+#     from robustbench.eval import benchmark
+#     benchmark(load_model(), dataset={info["dataset"]!r}, threat_model="Linf", eps={info["eps"]})
 
 from pathlib import Path
 
@@ -127,5 +128,6 @@ def load_model():
 
 if __name__ == "__main__":
     network = load_model()
-    print(f"{name}: {{sum(p.numel() for p in network.parameters()):,}} parameters, {{network.num_classes}} classes")
+    parameters = sum(p.numel() for p in network.parameters())
+    print({name!r} + f": {{parameters:,}} parameters, {{network.num_classes}} classes")
 '''
