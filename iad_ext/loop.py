@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from iad_ext.averaging import WeightAverage
 from iad_ext.checkpoint import optimizer_numbers, optimizer_tensors, restore_optimizer
 from iad_ext.diagnostics import FIGURES, HISTOGRAM, Sums, figures, introspection_share
-from iad_ext.modes import buffers_kept
+from iad_ext.modes import buffers_kept, mode
 from iad_ext.objectives import Loss, Objective, Outputs
 from iad_ext.precision import Precision
 from iad_ext.processes import anyone
@@ -99,6 +100,8 @@ def accelerator_for(precision: Precision, *, cpu: bool = False) -> Accelerator:
         mixed_precision=precision.mixed_precision,
         cpu=cpu or not torch.cuda.is_available(),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        # parts of a batch are the engine's own; accelerate's environment variable would divide gradients once more
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
 
 
@@ -158,6 +161,7 @@ class Engine:
     _epoch: int = field(init=False, default=0)
     _step: Step = field(init=False)
     _in_a_row: int = field(init=False, default=0)
+    _one_image_fits: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.device = self.accelerator.device
@@ -212,6 +216,63 @@ class Engine:
             self.source.batch(epoch, step).images.to(self.device) for step in steps
         )
 
+    # ------------------------------------------------------------------------------------------ batches
+
+    def check_batches(self) -> None:
+        """Refuse batches that cannot be trained on in so many parts, before the first step; changes nothing.
+
+        Of a source that only goes forward, the first batch alone is known by now.
+
+        Raises:
+            ValueError: no batch has an image for each part, or the student cannot be trained on a part of one image.
+        """
+        last = 0 if getattr(self.source, "in_turn", False) else len(self.source) - 1
+        parts = self._parts
+        with self._random_state_kept():
+            batches = [self.source.batch(0, step, part=parts - 1, parts=parts) for step in sorted({0, last})]
+        shared = [batch for batch in batches if batch.total >= parts]
+        if not shared:
+            largest = max(batch.total for batch in batches)
+            raise ValueError(
+                f"a batch of size {largest} has not one image for each of {self._of_parts}; "
+                "give more images or a larger batch size, or lower the accumulation or the number of processes"
+            )
+        smallest = min(shared, key=lambda batch: batch.total)
+        if smallest.total < 2 * parts:
+            self._try_one_image(smallest)
+
+    def _try_one_image(self, batch: Batch) -> None:
+        """BatchNorm, for one, has no statistics of a single value: some students cannot be trained on one image."""
+        if self._one_image_fits:
+            return
+        one = batch.images[:1]
+        with (
+            self._random_state_kept(),
+            buffers_kept(self.student),
+            mode(self.student, training=True),
+            torch.no_grad(),
+        ):
+            try:
+                self.student(one)
+            except ValueError as error:
+                raise ValueError(
+                    f"a batch of size {batch.total} in {self._of_parts} has a part of one image, and the student "
+                    f"cannot be trained on one image ({error}); choose another batch size, accumulation or number of "
+                    "processes, or another number of images"
+                ) from error
+        self._one_image_fits = True
+
+    @property
+    def _parts(self) -> int:
+        """In how many parts a batch is computed."""
+        return self.accelerator.num_processes * self.accumulation
+
+    @property
+    def _of_parts(self) -> str:
+        """The parts, for people."""
+        processes = self.accelerator.num_processes
+        return f"{self._parts} parts (processes × accumulation = {processes} × {self.accumulation})"
+
     # ------------------------------------------------------------------------------------------ epochs
 
     def epoch(
@@ -242,7 +303,7 @@ class Engine:
                 group["lr"] = rate
         if first_step == 0:
             self.sums, self.skipped, self.seconds, self.images = Sums(self.device), 0, 0.0, 0
-        self._epoch, self._first_bad, self._in_a_row = epoch, {}, 0
+        self._epoch, self._first_bad = epoch, {}
         began = time.perf_counter() - self.seconds
         _reset_peak_memory(self.device)
         with self._random_state_kept(), self._bar(epoch, first_step) as bar:
@@ -256,6 +317,11 @@ class Engine:
                 if after_step is not None:
                     after_step(step + 1)
         self._refuse_bad_loss()
+        if not self.sums.sums:
+            raise TrainingStopped(
+                f"epoch {epoch}: none of its {len(self.source)} steps trained anything; {self.skipped} were skipped, "
+                f"as what they computed is not finite. {_BROKEN}"
+            )
         # a run that was stopped at the epoch's end has averaged them already
         if first_step < len(self.source):
             self.average_buffers()
@@ -280,7 +346,7 @@ class Engine:
         """One optimizer step on a global batch; returns the batch's size."""
         self._seed_layers(epoch, step)
         self._prepared_optimizer.zero_grad(set_to_none=True)
-        parts = self.accelerator.num_processes * self.accumulation
+        parts = self._parts
         first = self.accelerator.process_index * self.accumulation
         before = [b.clone() for b in self.student.buffers()] if self.non_finite == "skip" else None
         noise, total, pieces = None, 0, []
@@ -289,6 +355,8 @@ class Engine:
             total = batch.total
             if total < parts:
                 return 0  # the epoch's tail has not one image for each part: no process computes it
+            if total < 2 * parts:
+                self._try_one_image(batch)
             if k == 0:
                 noise = self._noise(epoch, step, total, batch.images)
             start = noise[batch.offset : batch.offset + len(batch.labels)] if noise is not None else None
@@ -562,9 +630,12 @@ class Engine:
         self.sums = Sums(self.device)
         for key, value in tensors.get("sums", {}).items():
             k, _, name = key.partition("/")
-            # the figures of another number of processes go on in the first
-            if int(k) == rank or (not same and rank == 0):
-                self.sums.sums[name] = self.sums.sums.get(name, 0) + value.to(self.device)
+            # the figures of another number of processes go on in the first; the others know their names all the same,
+            # since all processes exchange the same figures
+            own = value.to(self.device)
+            held = self.sums.sums.setdefault(name, torch.zeros_like(own))
+            if rank == (int(k) if same else 0):
+                self.sums.sums[name] = held + own
 
     def draw_again(self, epoch: int, step: int) -> None:
         """Bring a source that only goes forward to this place, under the random states of the steps before it."""
@@ -596,4 +667,5 @@ def _peak_memory(device: torch.device) -> float:
     """MiB: what an epoch allocated at most on a GPU, the process's largest resident size on a CPU."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(largest / (2**20 if sys.platform == "darwin" else 2**10), 1)  # macOS counts bytes, Linux KiB

@@ -195,6 +195,10 @@ class Run:
         except Interrupted:
             raise Interrupted(f"{self._who_asked()} before training; the same command starts it") from None
         engine = self._engine(student, decided, saved, changed)
+        try:
+            engine.check_batches()
+        except ValueError as error:
+            raise UsageError(f"--train.batch-size {self.settings.train.batch_size}: {error}") from error
         epoch, step = 0, 0
         if saved is not None:
             epoch, step = self._restore(engine, saved, changed)
@@ -529,6 +533,14 @@ class Run:
         if self.settings.resume == "never":
             return None, []
         saved = checkpoint.newest(self.folder / "checkpoints")
+        position = None if saved is None else (saved.epoch, saved.step)
+        # before anything is decided by it: a process that finds nothing must not go on while the main one waits
+        if from_main(position) != position:
+            found = "nothing" if saved is None else f"epoch {saved.epoch}, step {saved.step}"
+            raise UsageError(
+                f"this process finds {found} in {self.folder}, the main one something else: several nodes need one "
+                "run folder on a shared file system"
+            )
         if saved is None:
             self._refuse_to_overwrite()
             return None, []
@@ -541,12 +553,6 @@ class Run:
             raise UsageError(
                 f"{self.folder} was begun by another version of iad-ext (its checkpoints lack "
                 f"{', '.join(sorted(missing))}); --resume never starts it again"
-            )
-        position = (saved.epoch, saved.step)
-        if from_main(position) != position:
-            raise UsageError(
-                f"this process finds {self.folder} at epoch {saved.epoch}, step {saved.step}, the main one elsewhere: "
-                "several nodes need one run folder on a shared file system"
             )
         changed = settings_.changed(before, self.settings) + self._changed_since(saved, before)
         if saved.state["teachers"] == self.assets.digests:  # the same networks, by whatever name

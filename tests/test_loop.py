@@ -3,8 +3,10 @@
 import copy
 import json
 import random
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import loop_cases
@@ -15,7 +17,7 @@ from loop_cases import BY_HAND, CLASSES, IAD1, RATE, SHARED, Task, engine, figur
 from safetensors.torch import load_file
 from torch import nn
 
-from iad_ext import attacks, checkpoint, objectives
+from iad_ext import attacks, checkpoint, loop, objectives
 from iad_ext.averaging import WeightAverage
 from iad_ext.compiling import Compilation
 from iad_ext.diagnostics import FIGURES, HISTOGRAM
@@ -331,6 +333,14 @@ def test_time_and_memory_are_there():
     assert record["memory/peak_mib"] > 50  # a process with torch in it
 
 
+@pytest.mark.parametrize(("system", "unit"), [("linux", 2**10), ("darwin", 1)])
+def test_the_largest_resident_size_is_in_mib_whatever_the_system_counts_in(monkeypatch, system, unit):
+    usage = types.SimpleNamespace(ru_maxrss=300 * 2**20 // unit)
+    monkeypatch.setattr(loop.resource, "getrusage", lambda _: usage)
+    monkeypatch.setattr(loop.sys, "platform", system)
+    assert loop._peak_memory(torch.device("cpu")) == 300.0
+
+
 # ------------------------------------------------------------------------------------------- random state
 
 
@@ -522,6 +532,36 @@ def test_another_number_of_processes_takes_the_mean_of_the_statistics_and_all_th
     assert again.sums.sums.keys() == one.sums.sums.keys()
     for name, held in one.sums.sums.items():
         assert torch.equal(again.sums.sums[name], 3 * held)
+
+
+class _Rank:
+    """An accelerator as one of several processes has it, as far as a state is put back."""
+
+    def __init__(self, accelerator, rank, processes):
+        self.accelerator, self.process_index, self.num_processes = accelerator, rank, processes
+
+    def __getattr__(self, name):
+        return getattr(self.accelerator, name)
+
+
+@pytest.mark.parametrize(("saved", "now"), [(1, 2), (1, 3), (2, 3), (2, 1), (3, 2), (2, 2)])
+def test_figures_go_on_once_and_by_the_same_names_in_every_process(saved, now):
+    """Processes exchange figures by place, so one that takes over none has theirs at 0."""
+    one = engine(objectives.at(), Task(27))
+    one.epoch(0, rate=RATE)
+    tensors, numbers = copy.deepcopy(one.state(within_epoch=True))
+    sums = {key.partition("/")[2]: value for key, value in tensors["sums"].items()}
+    tensors["sums"] = {f"{k}/{name}": (k + 1) * value for k in range(saved) for name, value in sums.items()}
+    whole = sum(range(saved + 1))
+    held = []
+    for rank in range(now):
+        again = engine(objectives.at(), Task(27))
+        again.accelerator = _Rank(again.accelerator, rank, now)
+        again.restore(tensors, numbers | {"processes": saved})
+        held.append(again.sums.sums)
+        assert held[-1].keys() == one.sums.sums.keys()
+    for name, value in one.sums.sums.items():
+        torch.testing.assert_close(sum(sums[name] for sums in held), whole * value, rtol=1e-15, atol=0)
 
 
 def test_the_state_of_another_network_is_refused():
@@ -718,10 +758,42 @@ class _AllBad(Task):
         return found
 
 
+class _BadFrom(Task):
+    """Every pixel from a step on is not a number."""
+
+    def __init__(self, first):
+        super().__init__(128)
+        self.first = first
+
+    def batch(self, epoch, step, *, part=0, parts=1):
+        found = super().batch(epoch, step, part=part, parts=parts)
+        found.images = found.images * (float("nan") if step >= self.first else 1)
+        return found
+
+
 def test_too_many_in_a_row_stop_the_run():
     one = engine(objectives.at(), _AllBad(400), non_finite="skip")
     with pytest.raises(
         TrainingStopped, match=r"epoch 0, step 23: .*label.* is not finite, as in the 19 steps before"
+    ):
+        one.epoch(0, rate=RATE)
+
+
+def test_they_may_lie_in_several_epochs():
+    """Of an epoch's 16 steps step 3 alone is good: there are 12 bad ones behind it, and 3 before the next."""
+    one = engine(objectives.at(), _AllBad(128), non_finite="skip")
+    assert one.epoch(0, rate=RATE)["train/skipped_steps"] == 15
+    one.source = _BadFrom(0)
+    with pytest.raises(
+        TrainingStopped, match=r"epoch 1, step 7: .* is not finite, as in the 19 steps before"
+    ):
+        one.epoch(1, rate=RATE)
+
+
+def test_an_epoch_in_which_every_step_is_skipped_stops_the_run():
+    one = engine(objectives.at(), _AllBad(24), non_finite="skip")
+    with pytest.raises(
+        TrainingStopped, match=r"^epoch 0: none of its 3 steps trained anything; 3 were skipped"
     ):
         one.epoch(0, rate=RATE)
 
@@ -776,6 +848,88 @@ def test_an_accelerator_has_the_precision_that_was_asked_for_whatever_came_befor
         accelerator = accelerator_for(Precision(kind=kind, channels_last=True, reason=""), cpu=True)
         assert accelerator.mixed_precision == mixed
         assert accelerator.device.type == "cpu"
+
+
+def test_gradients_are_not_divided_by_what_accelerate_is_told_to_accumulate(monkeypatch):
+    expected = engine(objectives.at(), Task(16))
+    expected.epoch(0, rate=RATE)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    one = engine(objectives.at(), Task(16))
+    one.epoch(0, rate=RATE)
+    assert _equal(one.student.state_dict(), expected.student.state_dict())
+
+
+# ------------------------------------------------------------------------------------------- too small a part
+
+
+def _flat(seed):
+    """BatchNorm over the images alone, beside a layer that draws."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = (nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, CLASSES))
+        return nn.Sequential(*layers).double()
+
+
+@pytest.mark.parametrize(
+    ("n", "accumulation", "said"),
+    [
+        (25, 1, "a batch of size 1 in 1 parts (processes × accumulation = 1 × 1) has a part of one image, "),
+        (27, 2, "a batch of size 3 in 2 parts (processes × accumulation = 1 × 2) has a part of one image, "),
+        (24, 8, "a batch of size 8 in 8 parts (processes × accumulation = 1 × 8) has a part of one image, "),
+    ],
+)
+def test_a_part_of_one_image_is_refused_before_any_step_where_the_student_cannot_take_it(
+    n, accumulation, said
+):
+    one = engine(objectives.at(), Task(n), student=_flat(1), accumulation=accumulation)
+    before = copy.deepcopy(one.student.state_dict())
+    with pytest.raises(
+        ValueError, match=f"^{re.escape(said)}.*Expected more than 1 value per channel.*batch size"
+    ):
+        one.check_batches()
+    assert _equal(one.student.state_dict(), before)
+
+
+def test_a_source_that_only_goes_forward_shows_it_at_the_batch():
+    """Its last batch is known when it comes."""
+    task = Task(25)
+    task.in_turn = True
+    one = engine(objectives.at(), task, student=_flat(1))
+    one.check_batches()
+    with pytest.raises(ValueError, match=r"^a batch of size 1 in 1 parts"):
+        one.epoch(0, rate=RATE)
+
+
+@pytest.mark.parametrize(("n", "accumulation"), [(26, 1), (28, 2), (25, 2), (24, 4)])
+def test_parts_of_more_images_and_a_tail_that_is_left_out_are_no_matter(n, accumulation):
+    one = engine(objectives.at(), Task(n), student=_flat(1), accumulation=accumulation)
+    one.check_batches()
+    assert np.isfinite(one.epoch(0, rate=RATE)["loss/total"])
+
+
+@pytest.mark.parametrize("accumulation", [1, 8])
+def test_looking_at_one_image_leaves_training_as_it_is_to_the_last_bit(accumulation):
+    """BatchNorm over the image's places takes a single one; its statistics and what is drawn stay."""
+    trained = []
+    for look in (True, False):
+        student = nn.Sequential(network(1, norm=True), nn.Dropout(0.3))
+        one = engine(objectives.at(), Task(25), student=student, accumulation=accumulation)
+        one._one_image_fits = not look
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        if look:
+            one.check_batches()
+            assert one._one_image_fits
+        assert torch.equal(torch.get_rng_state(), before)
+        one.epoch(0, rate=RATE)
+        trained.append(one.student.state_dict())
+    assert _equal(*trained)
+
+
+def test_batches_that_have_not_an_image_for_each_part_are_refused():
+    one = engine(objectives.at(), Task(24), accumulation=9)
+    with pytest.raises(ValueError, match=r"^a batch of size 8 has not one image for each of 9 parts \("):
+        one.check_batches()
 
 
 # ------------------------------------------------------------------------------------------- processes

@@ -146,6 +146,15 @@ def test_wrong_input_ends_with_2_says_why_and_leaves_nothing(here, capsys, case)
     assert list(here.iterdir()) == []
 
 
+def test_a_part_of_one_image_that_the_student_cannot_take_ends_with_2(here, capsys):
+    """The last stage of ResNet-18 has digits of one pixel."""
+    line = "--student.name cifar_resnet18 --train.accumulation 16"
+    assert _run("at_resnet18", line) == 2
+    said = "error: --train.batch-size 16: a batch of size 16 in 16 parts (processes × accumulation = 1 × 16) has a"
+    assert said in capsys.readouterr().err
+    assert not list(here.rglob("settings.yaml"))
+
+
 def test_a_missing_natural_teacher_is_named_too(taught, capsys):
     shutil.rmtree("runs/digits/st_resnet18")
     assert _run("iad2_resnet18") == 2
@@ -642,6 +651,18 @@ def test_a_torn_newest_checkpoint_only_costs_time(taught, uninterrupted, caplog)
     assert _run("iad1_resnet18", f"{LONG} --out r") == 0
     assert "trying the one before" in caplog.text
     _same_run(taught / "r", uninterrupted)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_process_that_does_not_find_what_the_main_one_finds_is_refused(done, capsys, monkeypatch, kept):
+    """Also where it finds nothing at all, as on a node without the shared file system."""
+    if not kept:
+        shutil.rmtree(done / "checkpoints")
+        (done / "results.json").unlink()
+    monkeypatch.setattr(run, "from_main", lambda position: (1, 2))
+    assert _run("at_resnet18", f"--out {done}") == 2
+    found = "epoch 2, step 0" if kept else "nothing"
+    assert f"this process finds {found} in {done}, the main one something else" in capsys.readouterr().err
 
 
 def test_a_folder_to_continue_can_be_named(taught, uninterrupted):

@@ -364,6 +364,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
                 awp=self._awp,
                 awp_start=self._awp_start,
             )
+            engine.check_batches()
             if average is not None:
                 become(average.network, student)  # every process has the main one's weights by now
             first_epoch, first_step, self.history, self.raw_weights = 0, 0, [], None
