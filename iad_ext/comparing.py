@@ -15,6 +15,7 @@ from iad_ext.statistics import Difference, Flags
 from iad_ext.units import show_fraction
 
 WHICH = ("best", "last")
+ROUNDING = 1e-3  # points: one image of 60,000 is more
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,11 @@ class Measured:
 
 
 def verdicts_beside(results: Path) -> Path:
-    """Where the verdicts image by image of an evaluation's JSON lie."""
-    return results.with_name(f"{results.stem}.robust.safetensors")
+    """Where the verdicts image by image of an evaluation's JSON lie.
+
+    Of `beta0.1` and `beta0.5` the part behind the dot tells them apart: it is no suffix.
+    """
+    return results.with_name(f"{results.name.removesuffix('.json')}.robust.safetensors")
 
 
 def read_measured(source: str | Path, *, of: str = "best") -> Measured:
@@ -47,7 +51,7 @@ def read_measured(source: str | Path, *, of: str = "best") -> Measured:
         of: `best` or `last`, of a run folder.
 
     Raises:
-        ValueError: it is neither, is not measured yet, or cannot be read.
+        ValueError: it is neither, is not measured yet, cannot be read, or the verdicts are another measurement's.
     """
     if of not in WHICH:
         raise ValueError(unknown("network of a run", of, WHICH))
@@ -76,7 +80,20 @@ def read_measured(source: str | Path, *, of: str = "best") -> Measured:
         for name, flags in held.items()
         if name.startswith(prefix)
     }
+    for name, flags in right.items():
+        if not _is_of(flags, found, name):
+            raise ValueError(
+                f"{verdicts} is not of the measurement in {results}: its {TITLES.get(name, name)} is "
+                f"{100 * flags.mean():.2f}% on {len(flags)} images, that of the measurement "
+                f"{found.get(name, 'not there')}; measure the network again"
+            )
     return Measured(path, right, images, eps)
+
+
+def _is_of(flags: Flags, found: Mapping[str, Any], attack: str) -> bool:
+    """Whether verdicts come to the percentage that was measured."""
+    percent = found.get(attack)
+    return isinstance(percent, int | float) and abs(100 * float(flags.mean()) - percent) < ROUNDING
 
 
 def compare(these: Sequence[Measured], against: Sequence[Measured]) -> dict[str, Difference]:

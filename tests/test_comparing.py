@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,13 +10,17 @@ from safetensors.numpy import load_file, save_file
 
 from iad_ext import statistics
 from iad_ext.backbones import create_network, save_network
-from iad_ext.comparing import compare, read_measured
+from iad_ext.comparing import compare, read_measured, verdicts_beside
 
 N = 400
 
 
 def right(share, seed, n=N):
     return np.random.default_rng(seed).random(n) < share
+
+
+def percentages(verdicts):
+    return {name: 100 * float(flags.mean()) for name, flags in verdicts.items()}
 
 
 def write_run(folder, verdicts, *, images="one", eps=8 / 255):
@@ -27,8 +32,10 @@ def write_run(folder, verdicts, *, images="one", eps=8 / 255):
         worse[np.flatnonzero(flags)[0]] = False
         held |= {f"best/{name}": flags.astype(np.uint8), f"last/{name}": worse.astype(np.uint8)}
     save_file(held, folder / "robust.safetensors")
-    of = {"protocol": {"eps": eps}}
-    content = {"best": of, "last": of, "data": {"digest": {"test": images}}}
+    content = {"data": {"digest": {"test": images}}}
+    for which in ("best", "last"):
+        own = {name.removeprefix(f"{which}/"): flags for name, flags in held.items() if which in name}
+        content[which] = {"protocol": {"eps": eps}} | percentages(own)
     (folder / "results.json").write_text(json.dumps(content))
     return folder
 
@@ -36,10 +43,9 @@ def write_run(folder, verdicts, *, images="one", eps=8 / 255):
 def write_evaluation(file, verdicts, *, images="one", eps=8 / 255):
     """As `iad-ext evaluate --out` does."""
     held = {name: flags.astype(np.uint8) for name, flags in verdicts.items()}
-    save_file(held, file.with_name(f"{file.stem}.robust.safetensors"))
-    file.write_text(
-        json.dumps({"measured": {"protocol": {"eps": eps}}, "data": {"digest": {"test": images}}})
-    )
+    save_file(held, verdicts_beside(file))
+    measured = {"protocol": {"eps": eps}} | percentages(verdicts)
+    file.write_text(json.dumps({"measured": measured, "data": {"digest": {"test": images}}}))
     return file
 
 
@@ -114,6 +120,27 @@ def test_what_cannot_be_compared_is_refused(tmp_path, say, change, said):
     code, _, err = say("compare", a, "--against", b)
     assert code == 2
     assert said in err
+
+
+def test_measurements_whose_names_have_a_dot_keep_their_own_verdicts(tmp_path):
+    assert verdicts_beside(tmp_path / "r.json") == tmp_path / "r.robust.safetensors"
+    shares = {"beta0.1": right(0.6, 1), "beta0.5": right(0.3, 2)}
+    for name, flags in shares.items():
+        write_evaluation(tmp_path / name, {"pgd20": flags})
+    for name, flags in shares.items():
+        assert (read_measured(tmp_path / name).right["pgd20"] == flags).all()
+
+
+def test_verdicts_of_another_measurement_are_refused(tmp_path, say):
+    one = write_evaluation(tmp_path / "one.json", {"pgd20": right(0.6, 1)})
+    two = write_evaluation(tmp_path / "two.json", {"pgd20": right(0.3, 2)})
+    shutil.copyfile(verdicts_beside(two), verdicts_beside(one))
+    code, _, err = say("compare", one, "--against", two)
+    assert code == 2
+    assert "one.robust.safetensors is not of the measurement in" in err.replace("\n", " ")
+    save_file({"aa": right(0.3, 2).astype(np.uint8)}, verdicts_beside(two))
+    with pytest.raises(ValueError, match=r"AutoAttack is .* that of the measurement not there; measure"):
+        read_measured(two)
 
 
 def test_what_is_not_understood_is_said(tmp_path, say):
