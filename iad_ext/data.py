@@ -332,7 +332,8 @@ def load_extra(source: str, classes: Sequence[str]) -> tuple[ImageSet, dict[str,
         classes: the training set's classes.
 
     Raises:
-        ValueError: the file holds something else, or labels outside the classes.
+        ValueError: the file holds something else, or labels outside the classes; or the data set has other classes,
+            by their names where both have names. Those of the same names may stand in another order.
         FileNotFoundError: there is no such file.
     """
     if source.endswith(".npz"):
@@ -341,7 +342,25 @@ def load_extra(source: str, classes: Sequence[str]) -> tuple[ImageSet, dict[str,
         found = load_splits(source, selection="test").train
     if found.num_classes != len(classes):
         raise ValueError(f"{source} has {found.num_classes} classes, the training set {len(classes)}")
+    found = _in_order_of(classes, found, source)
     return found, {"source": source, "n": len(found), "digest": _digest(found)}
+
+
+def _in_order_of(classes: Sequence[str], found: ImageSet, source: str) -> ImageSet:
+    """The images with the labels that their classes' names have in the training set."""
+    named = (any(not name.isdigit() for name in names) for names in (classes, found.classes))
+    if found.classes == tuple(classes) or not all(
+        named
+    ):  # integers for names: their order is all that is known
+        return found
+    if set(found.classes) != set(classes):
+        raise ValueError(
+            f"{source} has other classes than the training set: {_shortened(found.classes)}, not "
+            f"{_shortened(classes)}; {sorted(set(found.classes) - set(classes))[0]!r} is none of them: give its "
+            "classes the training set's names"
+        )
+    moved = torch.tensor([classes.index(name) for name in found.classes])
+    return ImageSet(found.images, moved[found.labels], tuple(classes))
 
 
 def _npz_images(path: Path, classes: Sequence[str]) -> ImageSet:

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 (as torchvis
 from iad_ext import augment
 from iad_ext.augment import AUGMENTATIONS, CUTMIX_NUMBERS
 from iad_ext.batches import Batches
-from iad_ext.data import load_extra
+from iad_ext.data import ImageSet, Splits, load_extra
 from iad_ext.randomness import stream
 
 CLASSES = tuple("abcde")
@@ -261,3 +261,26 @@ def test_a_data_set_s_training_split_may_be_the_extra_one():
         load_extra("digits", CLASSES)
     with pytest.raises(FileNotFoundError, match="no file"):
         load_extra("nothing.npz", CLASSES)
+
+
+def test_extra_images_keep_their_classes_where_the_names_stand_in_another_order(monkeypatch):
+    """Of a data set whose classes are numbered otherwise, such as folders by their alphabet."""
+    names = ("cat", "dog", "frog")
+    labels = torch.tensor([0, 1, 2, 2])
+
+    def stored(*_, **__):
+        part = ImageSet(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), labels, names)
+        return Splits(part, part, part, "test", {})
+
+    monkeypatch.setattr("iad_ext.data.load_splits", stored)
+    training = ("frog", "cat", "dog")
+    found, _ = load_extra("folder", training)
+    assert found.classes == training
+    assert [training[k] for k in found.labels] == [names[k] for k in labels]
+    with pytest.raises(
+        ValueError, match=r"other classes than the training set: 3 \(cat, .*'frog' is none of"
+    ):
+        load_extra("folder", ("deer", "cat", "dog"))
+    assert (
+        load_extra("folder", ("0", "1", "2"))[0].labels.tolist() == labels.tolist()
+    )  # without names, by number
