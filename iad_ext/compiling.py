@@ -161,6 +161,7 @@ class Graphed:
     def __init__(self, attack: PGD | TRADESPGD) -> None:
         self.attack = attack
         self._graphs: dict[torch.Size, _Graph] = {}
+        self._stuck: Tensor | None = None
 
     def __call__(self, images: Images, labels: Labels, noise: Images | None = None) -> Images:
         """Return adversarial images, as the attack does."""
@@ -170,9 +171,14 @@ class Graphed:
             noise = torch.zeros_like(images)
         if images.shape not in self._graphs:
             if len(self._graphs) == SHAPES:
-                return self.attack(images, labels, noise)
+                adversarial = self.attack(images, labels, noise)
+                self._stuck = self.attack.stuck
+                return adversarial
             self._graphs[images.shape] = _Graph(self.attack, images, labels, noise)
-        return self._graphs[images.shape].replayed(images, labels, noise)
+        graph = self._graphs[images.shape]
+        adversarial = graph.replayed(images, labels, noise)
+        self._stuck = graph.stuck
+        return adversarial
 
     def draw_noise(self, shape: tuple[int, ...], **how: Any) -> Tensor | None:
         """The attack's own."""
@@ -180,8 +186,8 @@ class Graphed:
 
     @property
     def stuck(self) -> Tensor | None:
-        """The attack's own."""
-        return self.attack.stuck
+        """The last attack's: a replay writes where its own capture did, and the attack knows only the latest capture's."""
+        return self._stuck
 
 
 class _Graph:
@@ -204,6 +210,7 @@ class _Graph:
         # what other threads do to the device, such as a watchdog of NCCL's, is none of the capture's business
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._adversarial = attack(*self._inputs)
+        self.stuck = attack.stuck
         torch.clear_autocast_cache()  # what was cast in the capture is not computed until it is replayed
 
     def replayed(self, *inputs: Tensor) -> Images:

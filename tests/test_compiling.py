@@ -202,9 +202,17 @@ class Replayed:
     def __init__(self, attack, images, labels, noise):
         self.captured.append(tuple(images.shape))
         self.attack = attack
+        attack(images, labels, noise)
+        self.stuck = attack.stuck
 
     def replayed(self, images, labels, noise):
-        return self.attack(images, labels, noise)
+        """Writes where the capture did, and leaves what the attack itself holds."""
+        held = self.attack.stuck
+        adversarial = self.attack(images, labels, noise)
+        if held is not None:
+            self.stuck.copy_(self.attack.stuck)
+        self.attack.stuck = held
+        return adversarial
 
 
 def test_two_sizes_get_a_graph_and_others_run_eagerly(tiny_network, images, labels, monkeypatch):
@@ -220,6 +228,30 @@ def test_two_sizes_get_a_graph_and_others_run_eagerly(tiny_network, images, labe
     assert graphed.stuck is None
     same = [a.draw_noise(images.shape, generator=stream("noise")) for a in (attack, graphed)]
     assert torch.equal(*same)
+
+
+class _Blind(torch.nn.Module):
+    """Has no gradient for images that are black in one place."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        seen = (images[:, :1, :1, :1] > 0.5).to(images)
+        return self.network(images * seen)
+
+
+def test_what_is_stuck_is_the_last_attack_s_of_whatever_size(tiny_network, images, labels, monkeypatch):
+    Replayed.captured = []
+    monkeypatch.setattr(compiling, "_Graph", Replayed)
+    images = images.clone()
+    images[::2, :1, :1, :1], images[1::2, :1, :1, :1] = 0.0, 1.0
+    attack = attacks.PGD(_Blind(tiny_network(seed=1)), steps=STEPS, loss_scale=2.0)
+    graphed, still = Graphed(attack), torch.zeros_like(images)
+    for chosen in ([0, 1, 2, 3, 4, 5], [0, 2, 4, 1], [1, 3, 5, 0, 2, 4], [1, 3, 5], [5, 3, 1, 2]):
+        graphed(images[chosen], labels[chosen], still[chosen])
+        assert graphed.stuck.tolist() == pytest.approx([float(k % 2 == 0) for k in chosen])
 
 
 def test_a_start_is_drawn_where_none_is_given(tiny_network, images, labels, monkeypatch):
