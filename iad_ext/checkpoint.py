@@ -104,8 +104,7 @@ def save(root: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
 
 def _write_contents(folder: Path, checkpoint: Checkpoint) -> None:
     for group, tensors in checkpoint.tensors.items():
-        contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        save_file(contiguous, folder / f"{group}.safetensors")
+        save_file(_apart(tensors), folder / f"{group}.safetensors")
     position = {"epoch": checkpoint.epoch, "step": checkpoint.step}
     (folder / "state.json").write_text(
         json.dumps({**checkpoint.state, **position}, indent=1), encoding="utf-8"
@@ -115,6 +114,18 @@ def _write_contents(folder: Path, checkpoint: Checkpoint) -> None:
     for path in folder.iterdir():
         _sync_file(path)
     sync_folder(folder)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU and each in memory of its own: tied weights have two names and one place, which no file can have."""
+    places: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        own = value.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if place in places else own
+        places.add(place)
+    return apart
 
 
 def load(folder: Path) -> Checkpoint:

@@ -70,6 +70,17 @@ def test_strided_tensors_and_every_kind_of_number_survive(tmp_path):
     _same(checkpoint.load(checkpoint.save(tmp_path, saved)), saved)
 
 
+def test_tied_weights_and_other_shared_memory_survive(tmp_path):
+    """A layer under two names, a view of the whole and two of its parts."""
+    tied = nn.Linear(4, 4)
+    network = nn.ModuleDict({"a": tied, "b": nn.Sequential(tied)})
+    whole = torch.arange(6.0)
+    views = {"whole": whole, "turned": whole.view(2, 3), "first": whole[:2], "rest": whole[2:]}
+    saved = Checkpoint(epoch=0, step=1, tensors={"student": network.state_dict(), "views": views}, state={})
+    _same(checkpoint.load(checkpoint.save(tmp_path, saved)), saved)
+    assert _folders(tmp_path) == ["epoch0000-step000001"]
+
+
 def test_a_checkpoint_is_safetensors_and_json_and_nothing_else(tmp_path):
     folder = checkpoint.save(tmp_path, _checkpoint(1))
     files = ["manifest.json", "optimizer.safetensors", "state.json", "student.safetensors"]
