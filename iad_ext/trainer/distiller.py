@@ -8,7 +8,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -400,12 +400,13 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         validation: tuple[Images, Labels] | None,
     ) -> dict[str, Any]:
         """Everything that a fit's result depends on, as far as it can be told."""
+        networks = {"student": PixelModule.of(self._classifier), **self._teachers}
         return {
             **keeping.data,
             "fit": self._fits,
             "seed": self._seed,
             "nb_epochs": nb_epochs,
-            "objective": repr(objective),
+            "objective": repr(_with_values(objective, nb_epochs)),
             "attack": _plain_settings(self._attack),
             "eps": self._eps,
             "optimizer": type(self._classifier.optimizer).__name__,
@@ -416,7 +417,9 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             "awp": self._awp,
             "awp_start": self._awp_start,
             "bn_order": self._bn_order,
-            "teachers": {role: digest(net.state_dict()) for role, net in self._teachers.items()},
+            "teachers": {role: digest(_tensors(net)) for role, net in self._teachers.items()},
+            "clip_values": {role: net.clip_values for role, net in networks.items()},
+            "preprocessing": {role: net.preprocessing for role, net in networks.items()},
             "validation": None if validation is None else digest(dict(zip("xy", validation, strict=True))),
         }
 
@@ -492,7 +495,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         if isinstance(self._attack, EvasionAttack):
             return FromART(self._attack, student, self._classes)
         if isinstance(self._attack, attacks.TorchAttack):
-            return on_student(self._attack, student, self._device)
+            return on_student(self._attack, student, self._device, loss_scale=decided.attack_loss_scale)
         return attacks.build(
             objective.attack if objective.attack != "none" else "pgd",
             student,
@@ -559,12 +562,16 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
                 )
 
     def _require_teachers(self, objective: Objective, nb_epochs: int, *, given: Mapping[str, object]) -> None:
-        needed = objective.passes(nb_epochs)
+        needed = {objective.name: objective.passes(nb_epochs)}
+        if needed[objective.name] & ADVERSARIAL_PASSES:  # else nothing is attacked
+            needed[f"the attack {type(self._attack).__name__}"] = getattr(self._attack, "reads", frozenset())
         for role in ("teacher", "natural_teacher"):
-            if given.get(role) is None and any(name.startswith(f"{role}_") for name in needed):
+            readers = [who for who, passes in needed.items() if any(p.startswith(f"{role}_") for p in passes)]
+            if given.get(role) is None and readers:
                 raise ValueError(
-                    f"{objective.name} reads a {role.replace('_', ' ')}; pass {role}= a PyTorchClassifier, a module, "
-                    "a checkpoint or a timm name"
+                    f"{readers[0]} reads a {role.replace('_', ' ')}; pass {role}= a PyTorchClassifier, a module, a run "
+                    "folder, a folder in timm's layout, a timm name, hf-hub:OWNER/NAME, or of a bare checkpoint "
+                    'load_network(FILE, "NAME")'
                 )
 
     def _as_network(self, role: str, given: Teacher) -> "PixelModule":
@@ -746,6 +753,26 @@ def _known_precision(name: str, student: PixelModule) -> str:
 
 def _arguments(method: Any) -> list[str]:
     return [name for name, p in inspect.signature(method).parameters.items() if p.kind is not p.VAR_KEYWORD]
+
+
+def _with_values(objective: Objective, nb_epochs: int) -> Objective:
+    """The objective to be told from others by its repr: a computed γ by its values, where a function has an address."""
+
+    def told(name: str, value: Any) -> Any:
+        if isinstance(value, Objective):
+            return _with_values(value, nb_epochs)
+        if name == "gamma" and callable(value):
+            return [float(value(epoch)) for epoch in range(nb_epochs)]
+        return value
+
+    return replace(
+        objective, settings={name: told(name, value) for name, value in objective.settings.items()}
+    )
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state without what layers add to it that is no tensor."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _kept(module: nn.Module) -> dict[str, Any]:

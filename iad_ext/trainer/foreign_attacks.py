@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -31,6 +31,11 @@ def check_attack(attack: object) -> None:
         raise ValueError(
             "the attack normalises images itself, but training attacks pixels; "
             "give the classifier preprocessing=(mean, std) instead"
+        )
+    if getattr(attack, "return_type", "float") != "float":
+        raise ValueError(
+            "the attack returns images in 0 … 255, but training takes pixels in [0, 1]; call its "
+            "set_return_type('float')"
         )
 
 
@@ -76,16 +81,28 @@ def _left_alone(student: nn.Module) -> Iterator[None]:
         yield
 
 
-def on_student(attack: TorchAttack, student: PixelModule, device: torch.device) -> Attack:
-    """A copy of the attack on the student in pixel space, wherever it was built."""
+def on_student(
+    attack: TorchAttack, student: PixelModule, device: torch.device, *, loss_scale: float = 1.0
+) -> Attack:
+    """A copy of the attack on the student in pixel space, wherever it was built.
+
+    Args:
+        attack: this package's or torchattacks'.
+        student: to be attacked.
+        device: where it is.
+        loss_scale: that keeps gradients from underflowing in the run's precision; 1 where they do not. This package's
+            attacks take it unless they have one of their own; others, which know none, run without autocast.
+    """
     own = copy.deepcopy(attack, {id(attack.model): student})
     own.set_model(student)
     own.set_device(device)
     if isinstance(own, attacks.PGD | attacks.TRADESPGD):
+        own.loss_scale = loss_scale if own.loss_scale == 1 else own.loss_scale
         return own
 
     def foreign(images: Images, labels: Labels, noise: Images | None = None) -> Images:  # noqa: ARG001
-        with _left_alone(student):
+        in_full = nullcontext() if loss_scale == 1 else torch.autocast(device.type, enabled=False)
+        with _left_alone(student), in_full:
             adversarial: Images = own(images, labels)
         return adversarial
 

@@ -9,6 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from iad_ext import checkpoint
 from iad_ext.checkpoint import Checkpoint
 from iad_ext.compiling import Compilation
@@ -78,8 +80,10 @@ class Keeper:
         The scheduler's steps are made again: its state may be anything, what it did follows from the history.
 
         Raises:
-            ValueError: the optimizer and the scheduler are not as they were given then, or cannot be kept.
+            ValueError: the optimizer and the scheduler are not as they were given then, or they or the student cannot
+                be kept.
         """
+        _refuse_extra_state(engine.student)
         now, saved = checkpoint.optimizer_as_json(engine.optimizer), self._saved
         if saved is None:
             return self.position
@@ -142,6 +146,17 @@ class Keeper:
                 + "\n".join(changed)
                 + "\nGive the same arguments to continue it, or another folder"
             )
+
+
+def _refuse_extra_state(student: nn.Module) -> None:
+    """A layer's `get_extra_state` may return anything; a checkpoint holds tensors, and never a pickle."""
+    other = {name: value for name, value in student.state_dict().items() if not isinstance(value, Tensor)}
+    if other:
+        said = ", ".join(f"{name} ({type(value).__name__})" for name, value in other.items())
+        raise ValueError(
+            f"the student cannot be kept in a checkpoint: of its state, {said} is no tensor. Let the layer's "
+            "get_extra_state return a tensor, or fit without checkpoint_folder"
+        )
 
 
 def _differences(then: list[Mapping[str, Any]], now: list[Mapping[str, Any]]) -> str:

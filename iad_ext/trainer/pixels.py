@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from iad_ext import attacks
 from iad_ext.modes import mode
+from iad_ext.provenance import digest
 from iad_ext.types import Images, Logits
+
+FEW = 16  # numbers of an array that are told apart by reading them
 
 
 class ClipRange(nn.Module):
@@ -113,6 +116,29 @@ class PixelModule(nn.Module):
         """Where it is."""
         return self.clip.low.device
 
+    @property
+    def clip_values(self) -> list[Any]:
+        """Lower and upper end of the range, as plain data."""
+        return [_plain(self.clip.low), _plain(self.clip.low + self.clip.span)]
+
+    @property
+    def preprocessing(self) -> list[dict[str, Any]]:
+        """What is done to images before the module, as plain data: classes, and their settings as far as they are."""
+        return [
+            {
+                "class": type(operation).__name__,
+                "apply_fit": bool(operation.apply_fit),
+                "apply_predict": bool(operation.apply_predict),
+                **{
+                    name: _plain(value)
+                    for name, value in sorted(vars(operation).items())
+                    # private ones may change with use; the device has no say
+                    if not name.startswith("_") and "device" not in name and _plain(value) is not None
+                },
+            }
+            for operation in self._operations
+        ]
+
     def forward(self, images: Images) -> Logits:
         """Return logits of pixels in [0, 1]."""
         logits: Logits = self.module(self.prepared(images, fitting=self.training).to(self.dtype))
@@ -130,6 +156,16 @@ class PixelModule(nn.Module):
 def type_of(module: nn.Module) -> torch.dtype:
     """The floating type that a module computes in: its parameters'."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, words and tuples of them as JSON has them, large arrays by their digest; None for anything else."""
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        array = torch.as_tensor(np.asarray(value.cpu() if isinstance(value, Tensor) else value))
+        return array.tolist() if array.numel() <= FEW else digest({"": array})
+    if isinstance(value, tuple):  # a list may be what an operation notes in passing
+        return [_plain(each) for each in value]
+    return value if isinstance(value, bool | int | float | str) else None
 
 
 def _does_nothing(operation: Any) -> bool:

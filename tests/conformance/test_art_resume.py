@@ -1,5 +1,6 @@
 """Fits through the ART door that are killed and go on, compared bit by bit with fits that were not."""
 
+import copy
 import os
 import re
 import signal
@@ -11,8 +12,19 @@ import numpy as np
 import pytest
 from art.attacks.evasion import ProjectedGradientDescent
 from safetensors.torch import load_file
-from test_art_trainer import OnlyGetBatch, classifier, digits, distiller, equal, network, teacher, weights  # noqa: F401
+from test_art_trainer import (  # noqa: F401
+    Gain,
+    OnlyGetBatch,
+    classifier,
+    digits,
+    distiller,
+    equal,
+    network,
+    teacher,
+    weights,
+)
 from timm.scheduler import CosineLRScheduler
+from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau
 
 from iad_ext import checkpoint, compiling
@@ -209,7 +221,115 @@ def test_the_attack_is_run_as_the_fit_was_begun(digits, teacher, tmp_path, monke
     _same(again, whole)  # the stand-in of a compiled step is the eager one
 
 
+def test_a_computed_gamma_is_the_same_wherever_its_function_lies(digits, teacher, tmp_path, monkeypatch):  # noqa: F811
+    """What tells fits apart are its values: another function of the same ones goes on, one of others is refused."""
+
+    def run(folder=None, *, end=0.5):
+        trainer = distiller(student(), teacher, objective_settings={"gamma": lambda epoch: end * epoch})
+        _fit(trainer, digits, folder)
+        return trainer
+
+    whole = run()
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_update", _die_after(7))
+        with pytest.raises(_Kill):
+            run(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"objective: .*gamma=\[0\.0, 0\.5, 1\.0\].* before, .*\[0\.0, 0\.25, 0\.5\]"
+    ):
+        run(tmp_path, end=0.25)
+    _same(run(tmp_path), whole)
+
+
+class _Tied(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = network(1)
+        self.again = self.first[-1]
+
+    def forward(self, x):
+        return self.first(x)
+
+
+def test_tied_weights_go_on(digits, teacher, tmp_path, monkeypatch):  # noqa: F811
+    def run(folder=None):
+        trainer = distiller(classifier(_Tied()), teacher)
+        _fit(trainer, digits, folder)
+        return trainer
+
+    whole = run()
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_update", _die_after(7))
+        with pytest.raises(_Kill):
+            run(tmp_path)
+    _same(run(tmp_path), whole)
+
+
 # ------------------------------------------------------------------------------------------- what is refused
+
+
+class _Counting(nn.Identity):
+    """A layer with a state that is no tensor."""
+
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_state_that_is_no_tensor_cannot_be_kept(digits, teacher, tmp_path):  # noqa: F811
+    """Said before the first step; without a folder it is trained on, and a teacher may have it."""
+    own = classifier(nn.Sequential(network(1), _Counting()))
+    trainer = distiller(own, nn.Sequential(teacher, _Counting()))
+    before = copy.deepcopy(own.model[0].state_dict())
+    with pytest.raises(
+        ValueError, match=r"cannot be kept in a checkpoint: .*_extra_state \(dict\) is no tensor"
+    ):
+        _fit(trainer, digits, tmp_path)
+    assert equal(before, own.model[0].state_dict())
+    assert checkpoint.newest(tmp_path) is None
+    _fit(trainer, digits, nb_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (
+            {},
+            {"clip_values": (0, 2)},
+            "clip_values: {'student': [0.0, 1.0], 'teacher': [0.0, 1.0]} before, {'stu",
+        ),
+        (
+            {},
+            {"preprocessing": (0.3, 0.4)},
+            "preprocessing: {'student': [], 'teacher': []} before, {'student': [",
+        ),
+        ({"preprocessing": (0.3, 0.5)}, {"preprocessing": (0.3, 0.4)}, "'mean': 0.3"),
+        ({"preprocessing_defences": Gain(2.0)}, {"preprocessing_defences": Gain(3.0)}, "'gain': 2.0"),
+        (
+            {"preprocessing_defences": Gain(2.0)},
+            {"preprocessing_defences": Gain(2.0, apply_predict=False)},
+            "'apply_predict': False",
+        ),
+    ],
+)
+@pytest.mark.parametrize("of", ["student", "teacher"])
+def test_other_preprocessing_is_another_fit(digits, teacher, tmp_path, before, now, said, of):  # noqa: F811
+    """The student's or the teacher's; the same one goes on, however often it has been used."""
+
+    def run(settings):
+        asked = {"student": {}, "teacher": {}} | {of: settings}
+        own, guide = student(**asked["student"]), classifier(teacher, **asked["teacher"])
+        _fit(distiller(own, guide), digits, tmp_path, nb_epochs=1)
+
+    run(before)
+    run(before)
+    with pytest.raises(ValueError, match="holds another fit") as refused:
+        run(now)
+    assert said in str(refused.value)
 
 
 @pytest.mark.parametrize(

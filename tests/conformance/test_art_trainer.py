@@ -50,7 +50,8 @@ from iad_ext.loop import Engine, TrainingStopped
 from iad_ext.randomness import stream, stream_seed
 from iad_ext.trainer import distiller as door
 from iad_ext.trainer import sources
-from iad_ext.trainer.foreign_attacks import FromART
+from iad_ext.trainer.foreign_attacks import FromART, on_student
+from iad_ext.trainer.pixels import PixelModule
 
 torch.set_num_threads(1)  # tiny networks: a second thread costs more than it gives
 EPS = 8 / 255
@@ -1261,6 +1262,37 @@ def test_stock_torchattacks_sees_the_classifiers_preprocessing(digits, teacher):
     assert all(a.model is b for a, b in zip(nested._attacks.values(), models, strict=True))
 
 
+def test_attacks_of_ones_own_take_the_scale_that_fp16_needs():
+    """One that has a scale keeps it; the user's attack stays as it is."""
+    student = PixelModule(network())
+    for own, scale in ((1.0, 1024.0), (8.0, 8.0)):
+        for build in (attacks.PGD, attacks.CWInf, attacks.TRADESPGD):
+            given = build(network(), loss_scale=own)
+            assert on_student(given, student, torch.device("cpu"), loss_scale=1024.0).loss_scale == scale
+            assert on_student(given, student, torch.device("cpu")).loss_scale == own
+            assert given.loss_scale == own
+
+
+@pytest.mark.parametrize("build", [torchattacks.PGD, torchattacks.FGSM])
+def test_attacks_without_a_scale_do_not_run_in_fp16(build):
+    """Where others need a scale, theirs would underflow: they run in full precision; elsewhere, in the run's."""
+    seen = []
+
+    class Watched(PixelModule):
+        def forward(self, images):
+            logits = super().forward(images)
+            seen.append(logits.dtype)
+            return logits
+
+    student, images, labels = Watched(network()), torch.rand(4, 1, 8, 8), torch.arange(4)
+    for scale, expected in ((1024.0, torch.float32), (1.0, torch.bfloat16)):
+        attack = on_student(build(network(), eps=0.1), student, torch.device("cpu"), loss_scale=scale)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            attack(images, labels)
+        assert set(seen) == {expected}
+        seen.clear()
+
+
 def test_refuses_attacks_that_cannot_train(digits, teacher):
     student = classifier()
     with pytest.raises(NotImplementedError, match="untargeted"):
@@ -1273,6 +1305,10 @@ def test_refuses_attacks_that_cannot_train(digits, teacher):
     normalising.set_normalization_used(mean=[0.5], std=[0.5])
     with pytest.raises(ValueError, match=r"give the classifier preprocessing=\(mean, std\) instead"):
         distiller(student, teacher, normalising)
+    whole_numbers = torchattacks.PGD(student.model)
+    whole_numbers.set_return_type("int")
+    with pytest.raises(ValueError, match=r"returns images in 0 … 255, .* set_return_type\('float'\)"):
+        distiller(student, teacher, whole_numbers)
     for attack in ("pgd", lambda x, y: x, ProjectedGradientDescent, student):
         with pytest.raises(
             ValueError, match="attack must be an ART EvasionAttack, a torchattacks attack or None"
@@ -1540,6 +1576,10 @@ def test_bad_teachers(teacher):
         distiller(student, broken)
     with pytest.raises(TypeError, match="expected a network, a path or a name, got int"):
         distiller(student, 3)
+    reading = attacks.RSLADPGD(student.model)
+    with pytest.raises(ValueError, match="the attack RSLADPGD reads a teacher; pass teacher="):
+        distiller(student, None, reading, objective="at")
+    distiller(student, None, reading, objective="st")  # attacks nothing
     with pytest.raises(ValueError, match="unknown network 'cifar_resnet81'; did you mean 'cifar_resnet8'"):
         distiller(student, "cifar_resnet81")
 
