@@ -186,7 +186,7 @@ class Graphed:
 
     @property
     def stuck(self) -> Tensor | None:
-        """The last attack's: a replay writes where its own capture did, and the attack knows only the latest capture's."""
+        """The last attack's. A replay writes where its own capture did, the attack knows the latest capture's alone."""
         return self._stuck
 
 

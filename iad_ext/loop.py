@@ -265,7 +265,8 @@ class Engine:
     @property
     def _parts(self) -> int:
         """In how many parts a batch is computed."""
-        return self.accelerator.num_processes * self.accumulation
+        processes: int = self.accelerator.num_processes
+        return processes * self.accumulation
 
     @property
     def _of_parts(self) -> str:
@@ -632,10 +633,10 @@ class Engine:
             k, _, name = key.partition("/")
             # the figures of another number of processes go on in the first; the others know their names all the same,
             # since all processes exchange the same figures
-            own = value.to(self.device)
-            held = self.sums.sums.setdefault(name, torch.zeros_like(own))
+            figure = value.to(self.device)
+            so_far = self.sums.sums.setdefault(name, torch.zeros_like(figure))
             if rank == (int(k) if same else 0):
-                self.sums.sums[name] = held + own
+                self.sums.sums[name] = so_far + figure
 
     def draw_again(self, epoch: int, step: int) -> None:
         """Bring a source that only goes forward to this place, under the random states of the steps before it."""
