@@ -454,13 +454,12 @@ class Studies:
 
     def _choices(self) -> Any:
         from iad_ext import studies
+        from iad_ext.studies.grid import seeds_of
 
         fractions = [_number(part, "--scale") for part in (self.scale or "1").split(",")]
         if len(fractions) > 2 or not all(0 < fraction <= 1 for fraction in fractions):
             raise ValueError(f"--scale takes a fraction in (0, 1], or two as E,I; got {self.scale}")
-        seeds = (
-            None if self.seeds is None else tuple(int(_number(s, "--seeds")) for s in self.seeds.split(","))
-        )
+        seeds = None if self.seeds is None else seeds_of(self.seeds.split(","), "--seeds")
         data = words(self.settings.get("all", {}).pop("data.name", None))
         return studies.Choices(
             seeds=seeds,

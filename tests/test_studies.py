@@ -252,6 +252,22 @@ BROKEN = {
     "rows: [{label: one}]": "a row needs an entry 'method'",
     "rows: [{label: one, method: art}]": "unknown recipe 'art_resnet18'",
     "student: resnet180": "unknown recipe 'at_resnet180'",
+    "seeds: [0, 1, 1]": "seeds has 1 twice; a seed makes one run",
+    "seeds: 0.5": "own.yaml: seeds takes whole numbers from 0, such as 0,1,2; got 0.5",
+    "seeds:": "own.yaml: seeds takes whole numbers from 0, such as 0,1,2; got None",
+    "seeds: []": "seeds takes at least one seed",
+    "teacher_seed: first": "teacher_seed takes whole numbers",
+    "rows: [{label: one, method: at, seeds: [2, 2]}]": "seeds of row 'one' has 2 twice",
+    "rows: [{label: one, method: at, data: cifar10}]": "nothing to run on digits: of own there is 'one' on cifar10",
+    "rows: [{label: one, method: at, against: 0.5}]": "own.yaml: row 'one': unknown row '0.5'",
+    "measures:": "own.yaml: unknown measure 'None'",
+    "figures: [figure3]": "own.yaml: figures is a mapping of figures to labels of rows, got ['figure3']",
+    "claims: [{claim: c, a: one, b: one, measure: natural, expect: less, by: much}]": (
+        "by of 'c' must be a finite number, got 'much'"
+    ),
+    "claims: [{claim: c, a: one, b: one, measure: natural, expect: close, within: -1}]": (
+        "within of 'c' must be at least 0, got -1"
+    ),
 }
 
 
@@ -270,6 +286,19 @@ def test_a_broken_file_says_what_is_wrong(tmp_path, line):
         grid_of(file)
 
 
+def test_labels_may_be_numbers_and_figures_may_be_none(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "title: own\ndata: [digits]\nstudent: resnet18\nfigures:\nrows:\n"
+        "  - {label: 0.5, method: at}\n  - {label: 1, method: at, against: 0.5, settings: {train.lr: 0.2}}\n"
+        "claims: [{claim: c, a: 1, b: 0.5, measure: natural, expect: less, by: 1}]\n"
+    )
+    study = studies.read(str(file))
+    assert [row.against for row in study.rows] == [None, "0.5"]
+    assert (study.claims[0].a, study.claims[0].b, study.claims[0].by) == ("1", "0.5", 1)
+    assert not study.figures
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -285,7 +314,12 @@ def test_a_broken_file_says_what_is_wrong(tmp_path, line):
         ("table5 --shard 3/2", "--shard takes I/N"),
         ("table5 --jobs 0", "--jobs must be at least 1"),
         ("table5 --budget 0", "--budget is in minutes"),
-        ("table5 --seeds a", "--seeds takes numbers"),
+        ("table5 --seeds a", "--seeds takes whole numbers from 0, such as 0,1,2; got 'a'"),
+        ("table5 --seeds 0.7", "--seeds takes whole numbers from 0, such as 0,1,2; got '0.7'"),
+        ("table5 --seeds inf", "got 'inf'"),
+        ("table5 --seeds 0,1,0", "--seeds has 0 twice"),
+        ("table5 --students.data.name digits", "--students.data.name: all cells are of the same data sets"),
+        ("table5 --teachers.data.name digits", "--teachers.data.name: all cells are of the same data sets"),
         ("table5 --data.path /no/such/folder", "there is no folder /no/such/folder"),
         ("table5 --objective.tau 2", "unknown argument of at 'tau'"),
     ],
@@ -709,6 +743,20 @@ def test_figures_are_drawn_of_each_data_set(in_folder):
     drawn = {path.name for path in grid.folder.glob("figure*")}
     assert drawn == {f"figure1a-{data}.{end}" for data in ("cifar10", "cifar100") for end in ("png", "svg")}
     assert (grid.folder / "report.html").read_text().count("<b>Figure 1a. </b>") == 2
+
+
+def test_figures_of_a_data_set_of_the_hub_are_drawn_and_named_while_another_s_runs_are_missing(in_folder):
+    hub = "someone/images"
+    grid = grid_of("figure1", "--data.limit-train 9", data=("cifar10", hub))
+    for cell in grid.cells:
+        if cell.settings.data.name == hub:
+            with_figures(cell)
+    studies.report(grid)
+    drawn = {path.name for path in grid.folder.glob("figure*")}
+    assert drawn == {f"figure1a-someone--images.{end}" for end in ("png", "svg")}
+    page = (grid.folder / "report.html").read_text()
+    assert page.count("<b>Figure 1a. </b>") == 1
+    assert "of their numbers: figure1a (cifar10)." in page
 
 
 def test_a_figure_without_numbers_is_told(in_folder, caplog):

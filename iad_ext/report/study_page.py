@@ -56,7 +56,7 @@ def html_of(folder: Path) -> str:
         sections.make("the comparisons", lambda: _comparisons(study)),
         sections.make("the relations", lambda: _relations(study)),
         sections.make("the figures", lambda: _figures(study, firsts, sections)),
-        sections.make("the curves", lambda: _curves(firsts, sections)),
+        sections.make("the curves", lambda: _curves(study, firsts, sections)),
         sections.make("the trust", lambda: _trust(firsts, sections)),
         sections.make("the images", lambda: _images(firsts, folder, sections)),
         sections.make("the settings", lambda: _pairs("Settings", study.get("settings"))),
@@ -175,9 +175,10 @@ def _first_runs(study: Mapping[str, Any], folder: Path, sections: Sections) -> l
     return found
 
 
-def _by_data(firsts: Sequence[First]) -> dict[str, list[First]]:
-    """Data sets are no race: each has figures of its own. The only one has no name here."""
-    found: dict[str, list[First]] = {}
+def _by_data(study: Mapping[str, Any], firsts: Sequence[First]) -> dict[str, list[First]]:
+    """Data sets are no race: each has figures of its own, whether or not it has runs. The only one has no name here."""
+    declared = mapping(study.get("settings")).get("data")
+    found: dict[str, list[First]] = {str(name): [] for name in declared} if isinstance(declared, list) else {}
     for first in firsts:
         found.setdefault(str(first.row.get("data") or ""), []).append(first)
     return found if len(found) > 1 else {"": list(firsts)}
@@ -394,7 +395,7 @@ def _figures(study: Mapping[str, Any], firsts: Sequence[First], sections: Sectio
         return None
     drawn: list[Html] = []
     missing: list[str] = []
-    for data, own in _by_data(firsts).items():
+    for data, own in _by_data(study, firsts).items():
         # with several data sets, a row's label has its own at the end
         runs = {_label(first.row).removesuffix(f", {data}"): first.run for first in own}
         for name, labels in declared.items():
@@ -417,14 +418,14 @@ def _figures(study: Mapping[str, Any], firsts: Sequence[First], sections: Sectio
     )
 
 
-def _curves(firsts: Sequence[First], sections: Sections) -> Html | None:
+def _curves(study: Mapping[str, Any], firsts: Sequence[First], sections: Sections) -> Html | None:
     """All rows by epoch and by radius, as many in a figure as can be told apart."""
     drawn = [
         sections.figure(name, [first.run for first in some], _scope(some), mark=f"-rows{k}")
         for name in ("figure3c", "radius")
         for k, some in enumerate(
             part
-            for own in _by_data(firsts).values()
+            for own in _by_data(study, firsts).values()
             for _, group in itertools.groupby(own, key=lambda first: first.row.get("group"))
             for part in _parts(list(group))
         )

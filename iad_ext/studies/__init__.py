@@ -108,7 +108,7 @@ def _draw(grid: Grid, folder: Path) -> None:
             lines = [first[label] for label in labels if label in first]
             if len(lines) < len(labels) or not all(runner.has_results(line.cells[0]) for line in lines):
                 continue
-            called = f"{name}-{data}" if several else name
+            called = (f"{name}-{data}" if several else name).replace("/", "--")
             try:
                 read = [plots.Run.read(line.cells[0], line.label) for line in lines]
                 for suffix in ("png", "svg"):

@@ -16,6 +16,7 @@ from typing import Any
 
 from iad_ext import files, paper, recipes, spelling
 from iad_ext import settings as settings_
+from iad_ext.checks import check_number
 from iad_ext.diagnostics import FIGURES as LOGGED
 from iad_ext.evaluation import ATTACKS
 from iad_ext.names import unknown, words
@@ -256,8 +257,27 @@ def read(name: str) -> Study:
     try:
         content = files.parse_yaml(file.read_text(encoding="utf-8"))
         return _study(file.stem, content)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def seeds_of(given: Sequence[object], where: str) -> tuple[int, ...]:
+    """Seeds from a file or, as words, from a command line. Each counts once: runs of one seed are no sample.
+
+    Raises:
+        ValueError: one is no whole number from 0, or is there twice, or there is none.
+    """
+    seeds = []
+    for seed in given:
+        word = str(seed).strip()
+        if not re.fullmatch("[0-9]{1,18}", word):
+            raise ValueError(f"{where} takes whole numbers from 0, such as 0,1,2; got {seed!r}")
+        seeds.append(int(word))
+    if not seeds:
+        raise ValueError(f"{where} takes at least one seed; got none")
+    if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise ValueError(f"{where} has {twice[0]} twice; a seed makes one run, which counts once")
+    return tuple(seeds)
 
 
 def _fields(content: object, known: Sequence[str], what: str, needed: Sequence[str] = ()) -> dict[str, Any]:
@@ -292,7 +312,7 @@ def _study(name: str, content: object) -> Study:
     ]
     found = _fields(content, known, "a study", needed=("title", "data", "student", "rows"))
     data = tuple(_list(found["data"]))
-    student = found["student"]
+    student, teacher_seed = found["student"], found.get("teacher_seed")
     rows = tuple(_row(row) for row in _list(found["rows"]))
     study = Study(
         name=name,
@@ -303,15 +323,28 @@ def _study(name: str, content: object) -> Study:
         rows=rows,
         claims=tuple(_claim(claim) for claim in _list(found.get("claims", []))),
         table=found.get("table"),
-        figures={name: tuple(_list(labels)) for name, labels in dict(found.get("figures", {})).items()},
+        figures=_figures(found.get("figures")),
         relations=tuple(_relation(relation) for relation in _list(found.get("relations", []))),
-        measures=tuple(_list(found.get("measures", MEASURES))),
-        seeds=tuple(map(int, _list(found.get("seeds", 0)))),
-        teacher_seed=found.get("teacher_seed"),
+        measures=tuple(map(str, _list(found.get("measures", MEASURES)))),
+        seeds=seeds_of(_list(found.get("seeds", 0)), "seeds"),
+        teacher_seed=None if teacher_seed is None else seeds_of([teacher_seed], "teacher_seed")[0],
         settings={role: overrides_.checked(found.get(role), role) for role in ("all", *overrides_.ROLES)},
     )
     _check(study)
     return study
+
+
+def _figures(given: object) -> dict[str, tuple[str, ...]]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"figures is a mapping of figures to labels of rows, got {given!r}")
+    return {str(name): tuple(map(str, _list(labels))) for name, labels in given.items()}
+
+
+def _text(value: object) -> str | None:
+    """A word of a file, which may look like a number; None where nothing stands."""
+    return None if value is None else str(value)
 
 
 def _list(value: object) -> Sequence[Any]:
@@ -324,10 +357,10 @@ def _row(content: object) -> Row:
     return Row(
         label=label,
         method=str(found["method"]),
-        teacher=found.get("teacher"),
+        teacher=_text(found.get("teacher")),
         settings=overrides_.checked(found.get("settings"), f"row {label!r}"),
-        against=found.get("against"),
-        seeds=tuple(map(int, _list(found["seeds"]))) if "seeds" in found else None,
+        against=_text(found.get("against")),
+        seeds=seeds_of(_list(found["seeds"]), f"seeds of row {label!r}") if "seeds" in found else None,
         paper=found.get("paper"),
         data=tuple(_list(found["data"])) if "data" in found else None,
         group=str(found["group"]) if "group" in found else None,
@@ -337,7 +370,11 @@ def _row(content: object) -> Row:
 def _claim(content: object) -> Claim:
     needed = ("claim", "a", "measure", "expect")
     found = _fields(content, [f.name for f in dataclasses.fields(Claim)], "a claim", needed=needed)
-    claim = Claim(**found)
+    for name in ("within", "by"):
+        if name in found:
+            check_number(f"{name} of {found['claim']!r}", found[name], at_least=0)
+    words_ = {name: _text(value) for name, value in found.items() if name not in ("within", "by")}
+    claim = Claim(**(found | words_))
     if claim.expect not in EXPECTED:
         raise ValueError(unknown(f"expectation of {claim.claim!r}", claim.expect, EXPECTED))
     if claim.checkpoint not in ("best", "last"):
@@ -450,6 +487,13 @@ def expand(study: Study, choices: Choices) -> Grid:
         ValueError: settings that no run can use, labels that no pattern fits, a setting that rows give too.
     """
     _refuse_what_rows_set(study, choices)
+    for role in overrides_.ROLES:
+        if "data.name" in choices.settings.get(role, {}):
+            raise ValueError(
+                f"--{role}.data.name: all cells are of the same data sets; --data.name takes them"
+            )
+    if choices.seeds is not None:
+        seeds_of(choices.seeds, "--seeds")
     wanted = _wanted(study.rows, choices.only)
     data = choices.data or study.data
     cells: dict[Path, Cell] = {}
@@ -466,6 +510,9 @@ def expand(study: Study, choices: Choices) -> Grid:
             label = row.label + (f", {name}" if len(data) > 1 else "")
             own = tuple(needed[-1].folder for needed in made)
             lines.append(Line(label, row, name, own, _numbers(study, row, name)))
+    if not lines:
+        rows = ", ".join(f"{row.label!r} on {', '.join(row.data or study.data)}" for row in wanted)
+        raise ValueError(f"nothing to run on {', '.join(data)}: of {study.name} there is {rows}")
     return Grid(study, choices, tuple(lines), tuple(_with_arguments(cell) for cell in cells.values()))
 
 

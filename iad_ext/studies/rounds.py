@@ -39,7 +39,7 @@ from iad_ext.plan import Plan, load_data
 from iad_ext.settings import override
 from iad_ext.signals import Interrupted, Stop
 from iad_ext.studies import report
-from iad_ext.studies.grid import Cell, Choices, Grid, expand, measured_by, read
+from iad_ext.studies.grid import Cell, Choices, Grid, expand, measured_by, read, seeds_of
 from iad_ext.studies.overrides import Overrides, from_command_line
 from iad_ext.studies.results import CHECKPOINTS
 from iad_ext.studies.runner import Outcome, Runner, has_results, is_finished, refuse_others
@@ -685,7 +685,7 @@ def main(words: Sequence[str]) -> int:
         )
         data = settings["all"].pop("data.name", None)
         choices = Choices(
-            seeds=None if command.seeds is None else tuple(map(int, command.seeds.split(","))),
+            seeds=None if command.seeds is None else seeds_of(command.seeds.split(","), "--seeds"),
             only=command.only,
             data=None if data is None else (data,),
             settings=settings,
