@@ -20,7 +20,7 @@ import pytest
 from recipe_files import ENVIRONMENT, RECIPES
 from study_runs import fake_run
 
-from iad_ext import checkpoint, cli, paper, recipes, settings, spelling, studies
+from iad_ext import checkpoint, cli, paper, recipes, settings, spelling, statistics, studies
 from iad_ext.diagnostics import TRUST_EDGES
 from iad_ext.studies import overrides, results, runner, tables
 from iad_ext.studies.grid import LONGEST, Claim
@@ -450,6 +450,28 @@ def test_a_claim_holds_fails_or_cannot_be_told(in_folder, shares, seeds, verdict
     assert compared["low"] <= compared["difference"] <= compared["high"]
     assert (compared["b"], compared["seeds"], compared["n"]) == ("ARD (AT)", len(seeds), 200)
     assert compared["paired_seeds"]
+
+
+def test_of_images_of_one_s_own_the_power_is_known_once_they_are_measured(in_folder):
+    own = {"data": ("someone/images",), "seeds": (0,), "only": "AT"}
+    before = grid_of("table2", **own)
+    said = []
+    studies.announce(before, said.append)
+    assert "not known before the first run" in " ".join(" ".join(said).split())
+    assert results.collect(before)["settings"]["detectable_points"] is None
+    limited = grid_of("table2", "--data.limit-test 300", **own)
+    assert results.power(limited) == pytest.approx(statistics.detectable(300, 1))
+    study = results.collect(finished("table2", lambda *_: 0.5, **own))  # AutoAttack on 200 of 400
+    assert study["settings"]["detectable_points"] == pytest.approx(statistics.detectable(200, 1), abs=0.01)
+
+
+def test_each_data_set_has_its_own_number_of_images(in_folder):
+    grid = grid_of("table2", data=("cifar10", "cifar100"), only="AT", seeds=(0,))
+    for cell in grid.cells:
+        fake_run(cell, 0.5, n=400 if cell.settings.data.name == "cifar10" else 100)
+    table = tables.markdown(results.collect(grid))
+    assert "Images of cifar10: natural 400, " in table
+    assert "Images of cifar100: natural 100, " in table
 
 
 def test_a_row_of_one_seed_is_compared_with_that_seed_s_run(in_folder):

@@ -47,8 +47,11 @@ def announce(grid: Grid, say: Callable[[str], None] = print) -> None:
     say(titled("study", f"{study.name}: {study.title}{where}", column=11))
     say(titled("rows", f"{len(grid.lines)}, cells {len(grid.cells)} with their teachers", column=11))
     if any(cell.attacks for cell in grid.cells if cell.labels):
+        points = results.power(grid)
         said = (
-            f"a comparison by the measure with the fewest images can detect about {results.power(grid):.1f} points "
+            "not known before the first run: nothing says how many test images there are; --data.limit-test does"
+            if points is None
+            else f"a comparison by the measure with the fewest images can detect about {points:.1f} points "
             "(80% power, 95% intervals; 15% of images apart, 0.3 points of spread over seeds assumed)"
         )
         say(titled("power", said, column=11))

@@ -19,7 +19,7 @@ from iad_ext.evaluation import TITLES, images
 from iad_ext.report.reading import COSTS, is_known
 from iad_ext.statistics import Difference, Flags, Spread
 from iad_ext.studies import relations
-from iad_ext.studies.grid import Claim, Grid, Line
+from iad_ext.studies.grid import MEASURES, Claim, Grid, Line
 from iad_ext.studies.runner import environment_of
 
 CHECKPOINTS = ("best", "last")
@@ -139,8 +139,13 @@ class _Collector:
                 where: {role: list(spelling.arguments(values)) for role, values in said.items() if values}
                 for where, said in (("study", self.study_.settings), ("command_line", choices.settings))
             },
-            "detectable_points": round(power(self.grid), 2),
+            "detectable_points": self._detectable(),
         }
+
+    def _detectable(self) -> float | None:
+        measured = {label: least for label, runs in self.runs.items() if (least := _fewest(runs)) is not None}
+        found = power(self.grid, measured)
+        return None if found is None else round(found, 2)
 
     # ------------------------------------------------------------------------------------------ rows
 
@@ -425,15 +430,39 @@ def described(comparison: dict[str, Any]) -> str:
     )
 
 
-def power(grid: Grid) -> float:
-    """About how many points a comparison of this study must be apart to be told, by its rarest measure."""
+def _fewest(runs: Sequence[Run]) -> int | None:
+    """The images of the rarest measure that runs were taken by; None before any is finished."""
+    sizes = [
+        run.n(which, measure)
+        for run in runs
+        for which in CHECKPOINTS
+        for measure in MEASURES
+        if measure in run.results.get(which, {})
+    ]
+    return min(sizes, default=None)
+
+
+def power(grid: Grid, measured: Mapping[str, int] | None = None) -> float | None:
+    """About how many points a comparison of this study must be apart to be told, by its rarest measure.
+
+    Args:
+        grid: the study.
+        measured: by a line's label, the images of its finished runs; of a data set of one's own nothing else says how
+            many there are.
+
+    Returns:
+        None where a data set's size is not known, nor limited.
+    """
     sizes, seeds = [], []
     for line in grid.lines:
         cell = next(cell for cell in grid.cells if cell.folder == line.cells[0])
         evaluation, data = cell.settings.eval, cell.settings.data
-        limits = [TEST_IMAGES.get(data.name, 10_000), data.limit_test, evaluation.limit]
+        whole = TEST_IMAGES.get(data.name, (measured or {}).get(line.label))
+        limits = [whole, data.limit_test, evaluation.limit]
         if "aa" in cell.attacks:
             limits.append(evaluation.aa_limit)
-        sizes.append(min(limit for limit in limits if limit is not None))
+        if not (known := [limit for limit in limits if limit is not None]):
+            return None
+        sizes.append(min(known))
         seeds.append(len(line.cells))
     return statistics.detectable(min(sizes), min(seeds))

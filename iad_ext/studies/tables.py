@@ -217,15 +217,19 @@ def _remarks(study: Content) -> Iterator[str]:
     if said:
         yield f"Not the paper's settings: {'; '.join(said)}. The paper's numbers stand beside for orientation."
         yield ""
-    measured = {
-        NAMES[measure]: found_["n"]
-        for row in study["rows"]
-        for of in row["checkpoints"].values()
-        for measure, found_ in of.items()
-        if found_["n"] is not None
-    }
-    if measured:
-        yield "Images: " + ", ".join(f"{name} {n}" for name, n in measured.items()) + "."
+    several = len(study["settings"]["data"]) > 1
+    for data in study["settings"]["data"]:
+        measured = {
+            NAMES[measure]: found_["n"]
+            for row in study["rows"]
+            if row["data"] == data
+            for of in row["checkpoints"].values()
+            for measure, found_ in of.items()
+            if found_["n"] is not None
+        }
+        if measured:
+            counts = ", ".join(f"{name} {n}" for name, n in measured.items())
+            yield f"Images{f' of {data}' if several else ''}: {counts}."
     yield f"Finished runs: {found['runs']} of {found['runs_wanted']}. Mean ± standard deviation over seeds, percent."
 
 
