@@ -294,6 +294,29 @@ def test_another_training_is_said_beside_the_paper_s_row(run):
     assert "eval.eps 4/255 for 8/255" in text
 
 
+def test_another_teacher_and_extra_images_are_said_beside_the_paper_s_row(run):
+    for teacher, apart in {
+        "at": None,
+        "runs/cifar10/at_resnet18/seed3": None,
+        "runs/cifar10/at_resnet18/seed3/best": None,
+        "runs/cifar10/at_resnet18,epochs=6/seed0": "teacher at_resnet18,epochs=6 for at_resnet18",
+        "runs/cifar10/at_wrn34/seed0": "teacher at_wrn34 for at_resnet18",
+    }.items():
+        text = as_a_run_of(run, "ard_resnet18", "cifar10", teacher)
+        assert "paper Table 2, ARD (AT)" in text
+        said = text[text.index("It differs from the paper's by") :].partition(". ")[0]
+        assert ("teacher" in said) == (apart is not None)
+        assert (apart or "") in said
+    changed = {"data__extra": "generated.npz", "data__extra_share": 0.7}
+    text = as_a_run_of(run, "ard_resnet18", "cifar10", "at", **changed)
+    assert "data.extra generated.npz for none; data.extra_share 0.7 for 0.0" in text
+
+
+@pytest.mark.parametrize("teacher", ["at_home/best.pt", "models/at/net.pt", "hf-hub:me/at_wrn34"])
+def test_a_teacher_of_nobody_knows_which_recipe_is_no_row_of_the_paper(run, teacher):
+    assert "paper Table" not in as_a_run_of(run, "ard_resnet18", "cifar10", teacher)
+
+
 def test_a_run_that_the_paper_does_not_have_claims_none(run):
     assert "Table 2" not in page_of(run).text
 

@@ -11,12 +11,12 @@ from typing import Any
 from iad_ext import files, paper, recipes
 from iad_ext.evaluation import TITLES
 from iad_ext.report.html import is_number
-from iad_ext.report.reading import mapping, short_teacher
+from iad_ext.report.reading import mapping, recipe_of_teacher, short_teacher
 from iad_ext.settings import Settings, flat, override, scaled
 from iad_ext.units import show_fraction
 
-# settings that make other results, but for those of the images and of the machine
-COMPARED = ("student.", "objective.", "attack.", "train.", "average.", "eval.eps")
+# settings that make other results, but for those of the data set and of the machine
+COMPARED = ("student.", "objective.", "attack.", "train.", "average.", "data.extra", "eval.eps")
 FREE = ("train.seed", "train.accumulation", "train.non_finite")
 
 
@@ -39,7 +39,10 @@ class PapersRow:
 
 def papers_row(run: Mapping[str, Any]) -> PapersRow | None:
     """The row that a run's settings come nearest to; None where the paper has no such student, method and teacher."""
-    found = [(differences(run, _settings_of(run, row)), table, row) for table, row in _rows(run)]
+    found = [
+        (differences(run, _settings_of(run, row)) | _of_teachers(run, row), table, row)
+        for table, row in _rows(run)
+    ]
     if not found:
         return None
     apart, table, row = min(found, key=lambda one: len(one[0]))  # of equals, the first table's
@@ -63,6 +66,19 @@ def differences(run: Mapping[str, Any], theirs: Settings) -> dict[str, tuple[Any
             usual = list(value) if isinstance(value, tuple) else value
             if not _same(held[leaf], usual):
                 found[name] = (held[leaf], usual)
+    return found
+
+
+def _of_teachers(run: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The teachers that are of another recipe than the row's, or of its recipe with other settings."""
+    natural = recipes.load(row["recipe"]).settings.natural_teacher
+    network = row["recipe"].partition("_")[2]
+    found = {}
+    for role, method in (("teacher", row.get("teacher")), ("natural_teacher", natural)):
+        if method is not None and role in run:
+            own = recipe_of_teacher(run[role]) or run[role]
+            if own not in (method, f"{method}_{network}"):
+                found[role] = (own, f"{method}_{network}")
     return found
 
 

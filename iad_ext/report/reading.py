@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from iad_ext import files
+from iad_ext.plan import NAMED_TEACHERS
 from iad_ext.plots import NothingToDrawError, Run, svg
 from iad_ext.report.html import Html, is_number, tag
 
@@ -104,14 +105,24 @@ def read(folder: Path, name: str) -> Mapping[str, Any]:
     return mapping(files.read_json(folder / name)) if (folder / name).is_file() else {}
 
 
-def short_teacher(teacher: object) -> str | None:
-    """`at` or `trades` for a teacher of that recipe, be it named by its short name or by its run folder."""
+def recipe_of_teacher(teacher: object) -> str | None:
+    """A teacher's recipe, with what a study's cell changes of it behind a comma: `at_resnet18,epochs=6`.
+
+    Of a short name, that name; None for what is no run folder: anybody's folder may begin like a recipe.
+    """
     if not isinstance(teacher, str):
         return None
-    names = [teacher, *Path(teacher).parts]
-    return next(
-        (kind for kind in ("at", "trades") for n in names if n == kind or n.startswith(f"{kind}_")), None
-    )
+    if teacher in NAMED_TEACHERS:
+        return teacher
+    path = Path(teacher)
+    run = path.parent if path.name in ("best", "last") else path
+    return run.parent.name if run.name.startswith("seed") else None
+
+
+def short_teacher(teacher: object) -> str | None:
+    """`at` or `trades` for a teacher of that recipe, be it named by its short name or by its run folder."""
+    method = (recipe_of_teacher(teacher) or "").partition("_")[0]
+    return method if method in ("at", "trades") else None
 
 
 def bar(value: object) -> Html | None:
