@@ -193,7 +193,10 @@ class Doctor:
             networks = []
             for model, architecture in (
                 (source, self.teacher_architecture),
-                (self.student or source, self.student_architecture or self.teacher_architecture),
+                (
+                    self.student or source,
+                    self.student_architecture or (None if self.student else self.teacher_architecture),
+                ),
             ):
                 classes = images.num_classes if architecture else None
                 loaded = load_network(model, architecture=architecture, num_classes=classes)
@@ -1017,12 +1020,23 @@ class Threats:
 
     def _loaded(self) -> "tuple[list[Entrant], tuple[list[Entrant], dict[str, str]], list[str]]":
         """The networks, their teachers and whose those are, and what could not be had."""
-        from iad_ext.entrants import named_apart, read_entrant, read_teachers
+        from iad_ext.entrants import loading_of, named_apart, read_entrant, read_teachers
 
-        loading = self.loading.arguments()
+        loading: Any = {name: value for name, value in self.loading.arguments().items() if value is not None}
+        of = {source: loading_of(source, loading) for source in (*self.models, self.teacher) if source}
         names = None if self.names is None else words(self.names)
-        entrants = named_apart([read_entrant(source, of=self.of, **loading) for source in self.models], names)
-        teachers, of_student, missing = read_teachers(entrants, self.teacher, **loading)
+        entrants = named_apart(
+            [read_entrant(source, of=self.of, **of[source]) for source in self.models], names
+        )
+        for name in loading:
+            if not any(name in taken for taken in of.values()):
+                kind = "of the hub" if name == "revision" else "a bare checkpoint"
+                raise ValueError(
+                    f"--{name.replace('_', '-')} has nothing to tell: none of the networks is {kind}; leave it out"
+                )
+        teachers, of_student, missing = read_teachers(
+            entrants, self.teacher, **(of[self.teacher] if self.teacher else {})
+        )
         if self.with_teachers and missing:
             raise ValueError(f"{missing[0]}; give --teacher MODEL, or leave out --with-teachers")
         return entrants, (teachers, of_student), missing

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from torch import nn
 
@@ -18,6 +18,7 @@ from iad_ext.plan import NAMED_TEACHERS
 from iad_ext.provenance import digest
 
 WHICH = ("best", "last")
+HUB, LOCAL = ("hf-hub:", "hf_hub:"), "local-dir:"  # how sources begin that are no paths as they stand
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,7 +74,7 @@ def read_entrant(source: str, *, of: str = "best", **loading: Unpack[Loading]) -
     """
     if of not in WHICH:
         raise ValueError(unknown("network of a run", of, WHICH))
-    path = Path(source.removeprefix("local-dir:")).expanduser()
+    path = Path(source.removeprefix(LOCAL)).expanduser()
     run = run_folder_of(path)
     which = None
     if run is not None:
@@ -98,6 +99,17 @@ def read_entrant(source: str, *, of: str = "best", **loading: Unpack[Loading]) -
         teacher=teacher_of(run, settings.teacher),
         teacher_architecture=settings.teacher_architecture,
     )
+
+
+def loading_of(source: str, loading: Loading) -> Loading:
+    """Those arguments of `load_network` that a source takes: of several networks only some are bare checkpoints."""
+    if source.startswith(HUB):
+        names = {"revision"}
+    elif Path(source.removeprefix(LOCAL)).expanduser().is_file():
+        names = {"architecture", "num_classes", "key", "model_args"}
+    else:
+        names = set()
+    return cast(Loading, {name: value for name, value in loading.items() if name in names})
 
 
 def _beta(settings: settings_.Settings) -> float | None:

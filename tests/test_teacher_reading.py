@@ -124,6 +124,13 @@ def test_the_doctor_reads_a_teacher(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(line)
     assert "PGD-10 on the teacher itself" in capsys.readouterr().out
+    # what a bare teacher needs is not asked of the student beside it
+    other = create_network("cifar_resnet20", num_classes=10, image_size=(8, 8), seed=3)
+    torch.save(other.state_dict(), tmp_path / "bare.pt")
+    bare = ["doctor", "--teacher", str(tmp_path / "bare.pt"), *line[3:]]
+    with pytest.raises(SystemExit) as ended:
+        main([*bare, "--teacher-architecture", "cifar_resnet20", "--student", str(tmp_path / "student")])
+    assert (ended.value.code, capsys.readouterr().err) == (6, "")
     for wrong in (["doctor", "--student", "x"], line[:3]):
         with pytest.raises(SystemExit) as ended:
             main(wrong)

@@ -488,6 +488,19 @@ def test_the_command_takes_parts_names_and_saved_networks(say, runs, tmp_path):
     assert "Transfer" not in printed
 
 
+def test_what_a_bare_checkpoint_needs_is_not_asked_of_the_runs_beside_it(say, runs, tmp_path):
+    network = create_network("cifar_resnet20", num_classes=10, seed=3)
+    torch.save({"a": network.state_dict(), "b": {}}, tmp_path / "bare.pt")
+    line = ["threats", runs[0], tmp_path / "bare.pt", "--parts", "calibration", "--limit", "8"]
+    needed = ["--architecture", "cifar_resnet20", "--key", "a"]
+    code, printed, err = say(*line, *needed)
+    assert code == 0, err
+    assert "bare" in printed
+    code, _, err = say("threats", runs[0], *needed)
+    assert code == cli.WRONG_INPUT
+    assert "--architecture has nothing to tell: none of the networks is a bare checkpoint" in err
+
+
 def test_a_path_alone_says_where_the_runs_own_data_are(runs, tmp_path, monkeypatch):
     asked = []
 
