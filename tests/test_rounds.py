@@ -313,6 +313,43 @@ def test_a_folder_that_is_not_there_costs_nothing(in_folder, capsys, line, said)
     assert sorted(Path("travel").rglob("*")) == before
 
 
+def words_there(travel):
+    """The study and the options that round.sh gives to rounds.py, with the folder that travelled for $here."""
+    line = (travel / "round.sh").read_text().partition("rounds.py run ")[2].replace("\\\n", "")
+    study, *words = shlex.split(line.replace('"$here"', shlex.quote(str(travel.absolute()))))
+    return study, words[words.index("--most") + 2 :]
+
+
+def test_a_study_of_one_s_own_travels_along(in_folder):
+    file = Path("my own; study.yaml")
+    rows = "rows: [{label: AT, method: at}]"
+    file.write_text(f"title: own\ndata: digits\nstudent: resnet18\n{rows}\n")
+    assert rounds.main(["prepare", str(file), "--folder", "travel", *shlex.split(TINY)]) == 0
+    study, _ = words_there(Path("travel"))
+    assert Path(study).read_text() == file.read_text()
+    assert studies.read(study) == studies.read(str(file))
+    # an edited copy of one of the package's is not the package's
+    Path("one-gpu.yaml").write_text(file.read_text())
+    for _ in range(2):  # also from the folder that is emptied
+        assert rounds.main(["prepare", "one-gpu.yaml", "--folder", "travel", *shlex.split(TINY)]) == 0
+        assert [row.label for row in studies.read(words_there(Path("travel"))[0]).rows] == ["AT"]
+
+
+@pytest.mark.parametrize("data", ["digits, cifar10", "cifar10"])
+def test_the_images_are_found_there_where_the_study_looks_for_them(in_folder, data):
+    Path("images/cifar10").mkdir(parents=True)
+    Path("own.yaml").write_text(
+        f"title: own\ndata: [{data}]\nstudent: resnet18\nrows: [{{label: AT, method: at}}]\n"
+    )
+    assert rounds.main(["prepare", "own.yaml", "--folder", "travel", "--data.path", "images"]) == 0
+    study, words = words_there(Path("travel"))
+    _, given = overrides.from_command_line(words)
+    grid = studies.expand(studies.read(study), studies.Choices(settings=given))
+    paths = {cell.settings.data.name: cell.settings.data.path for cell in grid.cells}
+    assert paths.pop("digits", None) is None
+    assert paths == {"cifar10": Path("travel/data/cifar10").absolute()}
+
+
 def test_the_time_that_a_run_needs_follows_from_another_s(in_folder):
     grid = grid_of(only="ARD (AT),IAD-I (AT)")
     at, ard, iad = grid.cells

@@ -245,15 +245,25 @@ def names() -> list[str]:
     return sorted((file.stem for file in folder().glob("*.yaml")), key=order)
 
 
+def file_of(name: str) -> Path:
+    """Where a study's file is, of one's own or of the package.
+
+    Raises:
+        ValueError: there is none.
+    """
+    file = Path(name) if name.endswith((".yaml", ".yml")) else folder() / f"{name}.yaml"
+    if not file.is_file():
+        raise ValueError(unknown("study", name, names()) + "; or a .yaml file")
+    return file
+
+
 def read(name: str) -> Study:
     """Read a study by its name, or from a file of one's own.
 
     Raises:
         ValueError: there is none, or something in it is not understood; says what and where.
     """
-    file = Path(name) if name.endswith((".yaml", ".yml")) else folder() / f"{name}.yaml"
-    if not file.is_file():
-        raise ValueError(unknown("study", name, names()) + "; or a .yaml file")
+    file = file_of(name)
     try:
         content = files.parse_yaml(file.read_text(encoding="utf-8"))
         return _study(file.stem, content)

@@ -39,7 +39,7 @@ from iad_ext.plan import Plan, load_data
 from iad_ext.settings import override
 from iad_ext.signals import Interrupted, Stop
 from iad_ext.studies import report
-from iad_ext.studies.grid import Cell, Choices, Grid, expand, measured_by, read, seeds_of
+from iad_ext.studies.grid import Cell, Choices, Grid, expand, file_of, measured_by, read, seeds_of
 from iad_ext.studies.overrides import Overrides, from_command_line
 from iad_ext.studies.results import CHECKPOINTS
 from iad_ext.studies.runner import Outcome, Runner, has_results, is_finished, refuse_others
@@ -483,7 +483,7 @@ if compgen -G "$here/wheels/*.whl" > /dev/null; then
         "$here"/wheels/*.whl
 fi
 export PYTHONPATH="$here/.site:$PWD" HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
-exec python3 recipes/studies/rounds.py run {study} --carried "$here" --back "${{1:?usage: round.sh OUT}}" \\
+exec python3 recipes/studies/rounds.py run "$here"/{study} --carried "$here" --back "${{1:?usage: round.sh OUT}}" \\
     --minutes {minutes:g} --most {most:g} {options}
 """
 
@@ -492,6 +492,7 @@ def prepare(
     grid: Grid,
     folder: Path,
     *,
+    file: Path,
     wheels: Path | None,
     minutes: float,
     most: int,
@@ -504,6 +505,7 @@ def prepare(
     Args:
         grid: the study, with what is finished of it here.
         folder: made, or emptied.
+        file: the study's own, which travels along: there may be none of that name there, or another one.
         wheels: folder of packages that the machine lacks.
         minutes: of a call.
         most: bytes that may come back.
@@ -514,8 +516,11 @@ def prepare(
     Raises:
         ValueError: the folder is something else's, or one that should travel is not there or has no packages.
     """
-    paths = {cell.settings.data.path for cell in grid.cells if cell.settings.data.path is not None}
-    for needed in paths if wheels is None else {*paths, wheels}:
+    paths = {
+        cell.settings.data.name: path for cell in grid.cells if (path := cell.settings.data.path) is not None
+    }
+    study = file.read_text(encoding="utf-8")  # it may lie in the folder, which is emptied
+    for needed in {*paths.values()} if wheels is None else {*paths.values(), wheels}:
         if not needed.is_dir():
             raise ValueError(f"there is no folder {needed}")
     if wheels is not None and not any(wheels.glob("*.whl")):
@@ -528,19 +533,20 @@ def prepare(
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     options = [shlex.quote(word) for word in words]
-    for path in paths:
-        shutil.copytree(path, folder / "data" / path.name)
-    if paths:
-        options += [
-            "--data.path",
-            '"$here/data"' if len(paths) > 1 else f'"$here/data/{next(iter(paths)).name}"',
-        ]
+    several = len(grid.choices.data or grid.study.data) > 1  # then --data.path holds a folder for each
+    for name, path in paths.items():
+        place = f"data/{name if several else path.name}"
+        shutil.copytree(path, folder / place)
+        if "--data.path" not in options:
+            options += ["--data.path", f'"$here"/{"data" if several else shlex.quote(place)}']
+    study_there = f"{grid.study.name}.yaml"
+    (folder / study_there).write_text(study, encoding="utf-8")
     if wheels is not None:
         shutil.copytree(wheels, folder / "wheels")
     packed = _pack_whole_teachers(grid, folder, carry, say)
     script = SCRIPT.format(
         folder=folder.name,
-        study=grid.study.name,
+        study=shlex.quote(study_there),
         minutes=minutes,
         most=most / MEBIBYTE,
         options=" ".join(options),
@@ -706,6 +712,7 @@ def _carry_out(command: Prepare | Run | Merge, grid: Grid, words: Sequence[str])
         prepare(
             grid,
             command.folder,
+            file=file_of(command.study),
             wheels=command.wheels,
             minutes=command.minutes,
             most=most,
