@@ -560,7 +560,8 @@ def _gpus() -> list[Gpu]:
 
 
 def _from_cache() -> dict[str, Any]:
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")).expanduser()
+    caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    home = Path(os.environ.get("HF_HOME", caches / "huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
     prepared = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")).expanduser()
     existing = next((folder for folder in (home, *home.parents) if folder.exists()), home)

@@ -241,6 +241,16 @@ def test_what_it_gathers_here_is_so(monkeypatch, tmp_path):
     assert facts.memory > 0.5
 
 
+def test_the_cache_is_where_the_hub_s_client_looks_for_it(monkeypatch, tmp_path):
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "huggingface/hub/datasets--uoft-cs--cifar10").mkdir(parents=True)
+    found = doctor._from_cache()
+    assert found["cache"] == str(tmp_path / "huggingface")
+    assert found["cached"]["cifar10"]
+
+
 def test_the_probe_names_a_precision_and_its_measurement():
     measured = doctor._measured()
     assert measured["precision"][0] in ("fp32", "bf16")
