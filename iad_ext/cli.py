@@ -153,8 +153,8 @@ class Doctor:
     student_architecture: Annotated[str | None, _option(metavar="NAME")] = None
     """Likewise."""
     data: Data = field(default_factory=Data)
-    limit: Annotated[int, arg(metavar="N")] = 200
-    """How many test images."""
+    limit: Annotated[int | None, _option(metavar="N")] = None
+    """How many test images; 200 when not given."""
     eps: Annotated[str | None, _option(metavar="PIXELS")] = None
     """L∞ radius in pixels of [0, 1]; the teacher's own run's when not given, else 8/255 (0.1 for digits)."""
 
@@ -175,7 +175,7 @@ class Doctor:
         ]
         given += [
             f"--{name}"
-            for name in ("student", "teacher_architecture", "student_architecture", "eps")
+            for name in ("student", "teacher_architecture", "student_architecture", "limit", "eps")
             if getattr(self, name) is not None
         ]
         if given:
@@ -186,10 +186,13 @@ class Doctor:
         from iad_ext.backbones import load_network
         from iad_ext.teacher_reading import read_teacher
 
+        if not self.probe:
+            raise WrongInputError("--no-probe is for looking at the machine; leave it out, or --teacher")
         with _input():
             device = _device(None)
             _check_radius(self.eps)
-            images, eps = _images_for(source, self.data, self.eps, limit=self.limit)
+            limit = self.limit if self.limit is not None else 200
+            images, eps = _images_for(source, self.data, self.eps, limit=limit)
             networks = []
             for model, architecture in (
                 (source, self.teacher_architecture),
@@ -598,6 +601,8 @@ class Evaluate:
         ):
             if value is not None and value < 1:
                 raise ValueError(f"--{option} must be at least 1, got {value}")
+        if self.aa_limit is not None and "aa" not in names:
+            raise ValueError("--aa-limit is AutoAttack's; add aa to --attacks, or leave it out")
         if self.curve_limit < 0:
             raise ValueError(f"--curve-limit must be at least 0, got {self.curve_limit}")
         _check_radius(self.eps)
@@ -953,8 +958,8 @@ class Threats:
     """L∞ radius of the transferred attack; the runs' own when not given, else 8/255 (0.1 for digits)."""
     linf_eps: Annotated[str | None, _option(metavar="PIXELS")] = None
     """Unseen L∞ radius; twice --eps when not given."""
-    l2_eps: Annotated[str, arg(metavar="PIXELS")] = "128/255"
-    """Unseen L2 radius."""
+    l2_eps: Annotated[str | None, _option(metavar="PIXELS")] = None
+    """Unseen L2 radius; 128/255 when not given."""
     limit: Annotated[int | None, _option(metavar="N")] = None
     """Measure on so many test images, those of a run with --data.limit-test N; all of them when not given."""
     batch_size: Annotated[int, arg(metavar="N")] = 250
@@ -1008,7 +1013,14 @@ class Threats:
                 raise ValueError(
                     f"--{option} is in pixels of [0, 1], such as 8/255; got {text}, which is outside (0, 1)"
                 )
-        l2_eps = parse_fraction(self.l2_eps)
+        for option, given, part in (
+            ("corruptions", self.corruptions, "corruptions"),
+            ("linf-eps", self.linf_eps, "unseen"),
+            ("l2-eps", self.l2_eps, "unseen"),
+        ):
+            if given is not None and part not in parts:
+                raise ValueError(f"--{option} is for {part}; add {part} to --parts, or leave it out")
+        l2_eps = parse_fraction("128/255" if self.l2_eps is None else self.l2_eps)
         if not 0 < l2_eps < float("inf"):
             raise ValueError(f"--l2-eps is in pixels of [0, 1], such as 128/255; got {self.l2_eps}")
         return {

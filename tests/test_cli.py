@@ -116,6 +116,12 @@ REFUSED = {
     "radius": ("evaluate x --eps 8", "--eps is in pixels of [0, 1], such as 8/255; got 8"),
     "no radius": ("evaluate x --eps much", "expected a number or a fraction such as 8/255, got 'much'"),
     "limit": ("evaluate x --limit 0", "--limit must be at least 1, got 0"),
+    "limit of no attack": (
+        "evaluate x --attacks pgd20 --aa-limit 9",
+        "--aa-limit is AutoAttack's; add aa to",
+    ),
+    "limit of no teacher": ("doctor --limit 9", "--limit is for reading a teacher; name one with --teacher"),
+    "no probe of a teacher": ("doctor --teacher x --no-probe", "--no-probe is for looking at the machine"),
     "device": ("evaluate x --device gpu", "--device gpu: "),
     "no such file": ("evaluate nowhere.pt", "nowhere.pt, found nothing"),
     "no such network": ("evaluate cifar_resnet19", "did you mean 'cifar_resnet18'?"),

@@ -554,6 +554,12 @@ REFUSED = {
     "corruption": ("x --corruptions fog", "unknown one of --corruptions 'fog'"),
     "radius": ("x --eps 8", "--eps is in pixels of [0, 1]"),
     "L2": ("x --l2-eps 0", "--l2-eps is in pixels of [0, 1]"),
+    "L2 of nothing": ("x --parts transfer --l2-eps 0.5", "--l2-eps is for unseen; add unseen to --parts"),
+    "L∞ of nothing": ("x --parts transfer --linf-eps 0.5", "--linf-eps is for unseen; add unseen to --parts"),
+    "corruption of nothing": (
+        "x --parts transfer --corruptions contrast",
+        "--corruptions is for corruptions; add",
+    ),
     "limit": ("x --limit 0", "--limit must be at least 1"),
     "device": ("x --device gpu", "--device gpu: "),
     "names": ("RUN --names a,b", "expected 1 names, one a network, got 2"),
