@@ -1013,12 +1013,12 @@ class Threats:
                 raise ValueError(
                     f"--{option} is in pixels of [0, 1], such as 8/255; got {text}, which is outside (0, 1)"
                 )
-        for option, given, part in (
+        for option, text, part in (
             ("corruptions", self.corruptions, "corruptions"),
             ("linf-eps", self.linf_eps, "unseen"),
             ("l2-eps", self.l2_eps, "unseen"),
         ):
-            if given is not None and part not in parts:
+            if text is not None and part not in parts:
                 raise ValueError(f"--{option} is for {part}; add {part} to --parts, or leave it out")
         l2_eps = parse_fraction("128/255" if self.l2_eps is None else self.l2_eps)
         if not 0 < l2_eps < float("inf"):
