@@ -99,9 +99,9 @@ def test_the_teachers_study_takes_what_the_small_study_has_trained():
     for label in ("AT", "TRADES", "ARD of AT", "ARD of TRADES", "IAD-I of AT", "IAD-I of TRADES"):
         assert cells[label].folder in shared
     taught = {cell.settings.teacher for cell in own.cells if cell.settings.teacher}
-    assert len(taught) == 7
+    assert len(taught) == 6
     for method in ("ard", "iad1"):
-        assert sum(cell.recipe.startswith(method) for cell in own.cells) == 7
+        assert sum(cell.recipe.startswith(method) for cell in own.cells) == 6
     assert {line.row.teacher for line in own.lines} - {None} <= set(cells)
 
 
