@@ -348,10 +348,9 @@ def load_extra(source: str, classes: Sequence[str]) -> tuple[ImageSet, dict[str,
 
 def _in_order_of(classes: Sequence[str], found: ImageSet, source: str) -> ImageSet:
     """The images with the labels that their classes' names have in the training set."""
-    named = (any(not name.isdigit() for name in names) for names in (classes, found.classes))
-    if found.classes == tuple(classes) or not all(
-        named
-    ):  # integers for names: their order is all that is known
+    # integers for names: their order is all that is known
+    unnamed = any(all(name.isdigit() for name in names) for names in (classes, found.classes))
+    if unnamed or found.classes == tuple(classes):
         return found
     if set(found.classes) != set(classes):
         raise ValueError(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
-from test_art_resume import _die_after, _figures, _Kill, _same
+from test_art_resume import _die_after, _figures, _Kill, _killed_after, _same
 from test_art_trainer import (  # noqa: F401
     EPS,
     OnlyGetBatch,
@@ -627,10 +627,8 @@ def test_a_generators_average_goes_on(sets, teacher, tmp_path, monkeypatch):  # 
         return trainer
 
     whole = run()
-    with monkeypatch.context() as patched:
-        patched.setattr(Engine, "_update", _die_after(7))
-        with pytest.raises(_Kill):
-            run(tmp_path)
+    with _killed_after(7, monkeypatch):
+        run(tmp_path)
     again = run(tmp_path)
     _same(again, whole)
     assert _figures(again)

@@ -1,5 +1,6 @@
 """Fits through the ART door that are killed and go on, compared bit by bit with fits that were not."""
 
+import contextlib
 import copy
 import os
 import re
@@ -65,6 +66,15 @@ def _die_after(updates):
     return update
 
 
+@contextlib.contextmanager
+def _killed_after(updates, monkeypatch):
+    """A fit in here is killed after so many updates."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_update", _die_after(updates))
+        with pytest.raises(_Kill):
+            yield
+
+
 def _figures(trainer):
     return [
         {key: value for key, value in record.items() if not key.startswith(("time/", "memory/"))}
@@ -91,14 +101,12 @@ def test_a_fit_that_is_killed_goes_on_to_the_same_bits(digits, teacher, tmp_path
     """Before the first checkpoint, within the first epoch, at its end, later, and before the last update."""
     whole = distiller(student(), teacher, objective_settings={"warmup_epochs": 1})
     _fit(whole, digits)
-    with monkeypatch.context() as patched:
-        patched.setattr(Engine, "_update", _die_after(updates))
-        with pytest.raises(_Kill):
-            _fit(
-                distiller(student(), teacher, objective_settings={"warmup_epochs": 1}),
-                digits,
-                tmp_path / "fit",
-            )
+    with _killed_after(updates, monkeypatch):
+        _fit(
+            distiller(student(), teacher, objective_settings={"warmup_epochs": 1}),
+            digits,
+            tmp_path / "fit",
+        )
     again = distiller(student(), teacher, objective_settings={"warmup_epochs": 1})
     _fit(again, digits, tmp_path / "fit")
     _same(again, whole)
@@ -143,10 +151,8 @@ def test_a_generator_that_begins_as_it_did_goes_on(digits, teacher, tmp_path, mo
         return trainer
 
     whole = run()
-    with monkeypatch.context() as patched:
-        patched.setattr(Engine, "_update", _die_after(5))
-        with pytest.raises(_Kill):
-            run(tmp_path)
+    with _killed_after(5, monkeypatch):
+        run(tmp_path)
     _same(run(tmp_path), whole)
 
 
@@ -163,10 +169,8 @@ def test_a_foreign_attack_goes_on(digits, teacher, tmp_path, monkeypatch):  # no
         return trainer
 
     whole = run()
-    with monkeypatch.context() as patched:
-        patched.setattr(Engine, "_update", _die_after(7))
-        with pytest.raises(_Kill):
-            run(tmp_path)
+    with _killed_after(7, monkeypatch):
+        run(tmp_path)
     np.random.rand(3)
     _same(run(tmp_path), whole)
 
@@ -182,10 +186,8 @@ def test_a_fit_that_is_done_is_only_read_back(digits, teacher, tmp_path, monkeyp
 
 def test_the_precision_is_the_one_it_was_begun_in(digits, teacher, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with monkeypatch.context() as patched:
-        patched.setattr(Engine, "_update", _die_after(5))
-        with pytest.raises(_Kill):
-            _fit(distiller(student(), teacher), digits, tmp_path)
+    with _killed_after(5, monkeypatch):
+        _fit(distiller(student(), teacher), digits, tmp_path)
     whole = distiller(student(), teacher, precision="bf16")
     _fit(whole, digits)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
@@ -207,10 +209,8 @@ def test_the_attack_is_run_as_the_fit_was_begun(digits, teacher, tmp_path, monke
 
     monkeypatch.setattr(compiling, "decide", decide)
     monkeypatch.setattr(compiling, "CompiledStep", step_of)
-    with monkeypatch.context() as patched:
-        patched.setattr(Engine, "_update", _die_after(5))
-        with pytest.raises(_Kill):
-            _fit(distiller(student(), teacher), digits, tmp_path)
+    with _killed_after(5, monkeypatch):
+        _fit(distiller(student(), teacher), digits, tmp_path)
     again = distiller(student(), teacher)
     _fit(again, digits, tmp_path)
     assert wanted == [("auto", "asked for"), ("step", "as the fit was begun")]
@@ -230,10 +230,8 @@ def test_a_computed_gamma_is_the_same_wherever_its_function_lies(digits, teacher
         return trainer
 
     whole = run()
-    with monkeypatch.context() as patched:
-        patched.setattr(Engine, "_update", _die_after(7))
-        with pytest.raises(_Kill):
-            run(tmp_path)
+    with _killed_after(7, monkeypatch):
+        run(tmp_path)
     with pytest.raises(
         ValueError, match=r"objective: .*gamma=\[0\.0, 0\.5, 1\.0\].* before, .*\[0\.0, 0\.25, 0\.5\]"
     ):
@@ -260,10 +258,8 @@ def test_tied_weights_go_on(digits, teacher, tmp_path, monkeypatch):  # noqa: F8
         return trainer
 
     whole = run()
-    with monkeypatch.context() as patched:
-        patched.setattr(Engine, "_update", _die_after(7))
-        with pytest.raises(_Kill):
-            run(tmp_path)
+    with _killed_after(7, monkeypatch):
+        run(tmp_path)
     _same(run(tmp_path), whole)
 
 
