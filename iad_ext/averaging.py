@@ -28,7 +28,7 @@ class WeightAverage:
     Args:
         student: the network that is averaged; copied here.
         kind: `ema` or `swa`.
-        decay: of `ema`, in [0, 1].
+        decay: of `ema`, in [0, 1); at 1 it would stay as it began.
         start: first epoch that is averaged, ≥ 0.
 
     Attributes:
@@ -41,7 +41,7 @@ class WeightAverage:
     ) -> None:
         if kind not in ("ema", "swa"):
             raise ValueError(unknown("average", str(kind), ("ema", "swa")))
-        check_number("decay", decay, at_least=0, at_most=1)
+        check_number("decay", decay, at_least=0, below=1)
         check_whole("start", start, at_least=0)
         self.kind, self.decay, self.start = kind, decay, start
         self.network = copy.deepcopy(student).eval().requires_grad_(False)

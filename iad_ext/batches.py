@@ -47,7 +47,7 @@ class _Plan:
     right: Tensor  # its first column
     flip: Tensor
     numbers: Tensor  # (n, …), of the augmentation and CutMix
-    partner: Tensor  # the image that CutMix takes its rectangle from
+    partner: Tensor  # the image of the same epoch that CutMix takes its rectangle from
 
 
 class Batches:
@@ -171,8 +171,9 @@ class Batches:
             flip = torch.rand(n, generator=stream(self.seed, "flip", epoch)) < 0.5
             read = CUTMIX_NUMBERS + (self.augmentation.numbers if self.augmentation else 0)
             numbers = torch.rand(n, read, generator=stream(self.seed, "augment", epoch))
-            partner = torch.randint(len(self.data), (n,), generator=stream(self.seed, "cutmix", epoch))
-            drawn = (self._order(epoch), *corners, flip, numbers, partner)
+            order = self._order(epoch)
+            partner = order[torch.randint(n, (n,), generator=stream(self.seed, "cutmix", epoch))]
+            drawn = (order, *corners, flip, numbers, partner)
             self._planned = epoch, _Plan(*(tensor.to(device) for tensor in drawn))
         return self._planned[1]
 

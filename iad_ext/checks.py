@@ -13,13 +13,15 @@ def check_number(
     at_least: float = -math.inf,
     above: float = -math.inf,
     at_most: float = math.inf,
+    below: float = math.inf,
 ) -> None:
     """Raise a ValueError unless `value` is a finite number in the range."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
-    if not (at_least <= value <= at_most and value > above):
+    if not (at_least <= value <= at_most and above < value < below):
         low = f"above {above:g}" if above > -math.inf else f"at least {at_least:g}"
         high = f" and at most {at_most:g}" if at_most < math.inf else ""
+        high = f" and below {below:g}" if below < math.inf else high
         raise ValueError(f"{name} must be {low}{high}, got {value:g}")
 
 

@@ -177,7 +177,7 @@ class Graphed:
             self._graphs[images.shape] = _Graph(self.attack, images, labels, noise)
         graph = self._graphs[images.shape]
         adversarial = graph.replayed(images, labels, noise)
-        self._stuck = graph.stuck
+        self._stuck = None if graph.stuck is None else graph.stuck.clone()  # the next replay writes over it
         return adversarial
 
     def draw_noise(self, shape: tuple[int, ...], **how: Any) -> Tensor | None:

@@ -211,9 +211,9 @@ class Engine:
             return self.student
         if not reestimate:
             return self.average.measurable(None)
-        steps = range(len(self.source))
+        batches = (self.source.batch(epoch, step) for step in range(len(self.source)))
         return self.average.measurable(
-            self.source.batch(epoch, step).images.to(self.device) for step in steps
+            batch.images.to(self.device) for batch in batches if batch.total >= self._parts
         )
 
     # ------------------------------------------------------------------------------------------ batches
@@ -447,9 +447,8 @@ class Engine:
         self.accelerator.backward(share)
         outputs = self._observed(result, batch.images, step)
         found = figures(outputs, batch.labels, result.loss, trust_of=self.objective.trust_of)
-        stuck = getattr(self.attack, "stuck", None)
-        if stuck is not None:
-            found[UNDERFLOW] = 100.0 * stuck
+        if result.stuck is not None:
+            found[UNDERFLOW] = 100.0 * result.stuck
         return found, result.loss.detached()
 
     def _observed(self, result: StepResult, images: Images, step: int) -> Outputs:

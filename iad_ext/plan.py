@@ -18,7 +18,7 @@ from iad_ext.loop import OBSERVED
 from iad_ext.names import unknown, words
 from iad_ext.objectives import ADVERSARIAL_PASSES, Objective
 from iad_ext.settings import Settings
-from iad_ext.step import OF_TEACHER
+from iad_ext.step import OF_TEACHER, as_released
 from iad_ext.tracking import trackers_of
 
 log = logging.getLogger(__name__)
@@ -73,11 +73,7 @@ class Plan:
         data = settings.data
         locate(data.name, data.path, data.revision, require_revision=settings.require_revision)
         plan = cls(settings, objective, settings.out or default_folder(settings), names, trackers)
-        for epoch in {0, objective.warmup_epochs, settings.train.epochs - 1}:
-            if not objective.needs(epoch):
-                raise ValueError(
-                    f"{objective.name} has no active term at epoch {epoch}; change --objective.weights"
-                )
+        objective.check_run(settings.train.epochs)
         if objective.warmup is not None and objective.warmup_epochs >= settings.train.epochs:
             log.warning(
                 "warm-up (%d epochs) covers all %d epochs: this run is plain %s",
@@ -116,6 +112,8 @@ class Plan:
         networks = 2 if kind.through_teacher else 1
         attack = 2 * steps * networks + (1 if steps and kind.predicts_first else 0)
         update = 3 * sum(name.startswith("student") for name in needed)
+        if self.settings.train.bn_order == "faithful":  # what only the statistics see has no backward
+            update += len(set(as_released(self.objective, epoch)) - needed)
         if self.settings.train.awp and epoch >= self.settings.train.awp_start:
             update *= 2
         read = kind.reads if steps else frozenset()
@@ -141,12 +139,13 @@ class Plan:
         size = math.ceil(images / train.batch_size)
         network = create_network(settings.student.name, num_classes=classes)
         parameters = sum(p.numel() for p in network.parameters())
-        phases = [("from epoch 0", 0)]
-        if 0 < self.objective.warmup_epochs < train.epochs and self.objective.warmup is not None:
-            phases = [
-                ("in warm-up", 0),
-                (f"from epoch {self.objective.warmup_epochs}", self.objective.warmup_epochs),
-            ]
+        said: dict[
+            str, str
+        ] = {}  # of the first epoch of each phase; a phase that comes back is not told twice
+        for epoch in range(train.epochs):
+            passes = "; ".join(filter(None, self._said_of_passes(epoch)))
+            when = "in warm-up" if self.objective.warming_up(epoch) else f"from epoch {epoch}"
+            said.setdefault(passes, when)
         fact = functools.partial(titled, column=13)
         lines = [
             settings_.to_yaml(settings).rstrip(),
@@ -158,10 +157,7 @@ class Plan:
                 f"{size} an epoch ({images} training images, {source}; batch {train.batch_size}), "
                 f"{size * train.epochs} in all",
             ),
-            *(
-                fact("passes", f"{when}: " + "; ".join(filter(None, self._said_of_passes(epoch))))
-                for when, epoch in phases
-            ),
+            *(fact("passes", f"{when}: {passes}") for passes, when in said.items()),
             fact("parameters", f"{parameters:,} ({settings.student.name}, {classes} classes)"),
             fact("folder", str(self.folder)),
         ]

@@ -66,11 +66,12 @@ def probe(
         network: the student; a copy is timed, it is not touched.
         image_shape: (channels, height, width).
         device: where it will train.
-        batch_size: images a pass.
+        batch_size: images a pass; two are timed for one, of which BatchNorm has no statistics.
         repeats: timed passes of each candidate after one warm-up; the fastest counts.
     """
     candidates: list[tuple[Kind, bool]] = [("fp32", False), ("fp32", True), ("bf16", True)]
     network = copy.deepcopy(network).to(device).train()
+    batch_size = max(batch_size, 2)
     images = torch.rand(batch_size, *image_shape, device=device)
     best = dict.fromkeys(candidates, float("inf"))
     for repeat in range(repeats + 1):

@@ -3,6 +3,7 @@
 This is the only place that reads `Settings`; everything below takes plain arguments.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -10,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from iad_ext.backbones import create_network, load_network, save_network, saved_
 from iad_ext.batches import Batches, share
 from iad_ext.checkpoint import Checkpoint, CheckpointError
 from iad_ext.compiling import Compilation
-from iad_ext.data import ImageSet, Splits
+from iad_ext.data import ImageSet, Splits, left_out
 from iad_ext.evaluation import accuracy_under, evaluate, format_table, gallery, interval, with_autoattack
 from iad_ext.lines import fail, titled
 from iad_ext.loop import Engine, TrainingStopped, accelerator_for
@@ -75,8 +76,15 @@ def main(recipe: Recipe, args: Sequence[str] | None = None) -> None:
     if os.environ.get("RANK", "0") == "0":  # of several processes one says it
         for said in (*settings_.not_read(recipe, settings), *settings_.not_own(recipe, settings)):
             log.warning("%s", said)
-    try:
+    with exit_codes():
         run(settings)
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Run within it, and end the process with a run's exit code and without a traceback; see `main`."""
+    try:
+        yield
     except UsageError as error:
         fail(2, error)
     except (TrainingStopped, OutOfMemory) as error:
@@ -126,6 +134,7 @@ def _run(settings: Settings, stop: Stop) -> dict[str, Any] | None:
             return None
         world = processes.world()
         assets = Assets.load(plan, world.device)
+        plan.objective.check_run(settings.train.epochs, classes=assets.splits.num_classes)
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error)) from error
     the_run = Run(plan, assets, world, stop)
@@ -165,7 +174,7 @@ class Run:
         if self.settings.eval.validation_limit is not None:
             self.validation = self.validation.take(slice(0, self.settings.eval.validation_limit))
         self.validation = self.validation.to(world.device)
-        self.measure = "natural" if plan.objective.name == "st" else "pgd10"
+        self.measure = "natural" if plan.objective.attack == "none" else "pgd10"
         self.student = self._student()
         self.asked_precision = self._asked_precision()
         # its trackers are opened on the main process only
@@ -665,9 +674,14 @@ class Run:
     ) -> None:
         if not self.world.is_main_process:
             return
+        self._warn_of_classes_left_out()
         if saved is None:
             checkpoint.clear_run(self.folder)
-        files.write_text(self.folder / "settings.yaml", settings_.to_yaml(self.settings))
+        # what this command line alone was to do is no setting of the run: whoever takes the file would do it again
+        orders = {"resume": "auto", "accept_changes": False, "dry_run": False}
+        files.write_text(
+            self.folder / "settings.yaml", settings_.to_yaml(settings_.override(self.settings, orders))
+        )
         environment = provenance.environment() | {
             "precision": dataclasses.asdict(self.decided),
             "compile": dataclasses.asdict(self.compilation),
@@ -684,6 +698,25 @@ class Run:
             **{name: environment[name] for name in ("commit", "versions", "hardware", "processes")},
         )
         self.tracking.open(epoch)
+
+    def _warn_of_classes_left_out(self) -> None:
+        """The first images of data that lie by their classes are of few of them; figures on them say little."""
+        asked, splits = self.settings.eval, self.assets.splits
+        held_out = "data.holdout" if splits.selection == "holdout" else "data.limit_test"
+        limits = [
+            ("eval.validation_limit", splits.validation, asked.validation_limit, held_out),
+            ("eval.limit", splits.test, asked.limit, "data.limit_test"),
+        ]
+        if "aa" in self.plan.attacks:
+            limits.append(("eval.aa_limit", splits.test, asked.aa_limit, "data.limit_test"))
+        for name, images, limit, balanced in limits:
+            if limit is not None and (said := left_out(images.labels, limit)):
+                log.warning(
+                    "%s: %s; %s takes as many of each",
+                    settings_.option(name),
+                    said,
+                    settings_.option(balanced),
+                )
 
     def _note(self, event: str, **what: object) -> None:
         """Add a line to the run's history: when it was begun, stopped and continued, where, and what changed."""

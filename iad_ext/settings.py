@@ -8,6 +8,7 @@ learning-rate drops and warm-up in proportion. A value given on the command line
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from iad_ext.attacks import TRAINING_ATTACKS
 from iad_ext.augment import AUGMENTATIONS
 from iad_ext.files import parse_yaml
 from iad_ext.names import unknown, words
-from iad_ext.objectives import ROWS, build, of_epochs
+from iad_ext.objectives import ROWS, Objective, build, of_epochs
 from iad_ext.objectives import unread as unread_beside
 from iad_ext.objectives.plugins import SAMPLE_WEIGHTS, TARGETS, TRUSTS
 from iad_ext.rates import COURSES
@@ -366,15 +367,18 @@ class Recipe:
 
 
 def override(settings: Settings, values: Overrides) -> Settings:
-    """Return `settings` with dotted names replaced.
+    """Return `settings` with dotted names replaced; of the same objective's options, those that are given.
 
     Raises:
         ValueError: there is no setting of that name.
     """
     known = [name for name, _ in flat(settings)]
+    of_same = values.get("objective.name", settings.objective.name) == settings.objective.name
     for name, value in values.items():
         if name not in known:
             raise ValueError(unknown("setting", name, known))
+        if name == "objective.options" and of_same:
+            value = _options_over(settings.objective.options, value)
         group, _, leaf = name.rpartition(".")
         if group:
             inner = dataclasses.replace(getattr(settings, group), **{leaf: value})
@@ -385,7 +389,7 @@ def override(settings: Settings, values: Overrides) -> Settings:
 
 
 def scaled(settings: Settings, epochs: int) -> Settings:
-    """Shorten or lengthen a run: learning-rate drops and warm-up keep their share of the epochs."""
+    """Shorten or lengthen a run: learning-rate drops, warm-up and ramps keep their share of the epochs."""
     if epochs < 1:
         raise ValueError(f"--train.epochs must be at least 1, got {epochs}")
     ratio = epochs / settings.train.epochs
@@ -399,6 +403,8 @@ def scaled(settings: Settings, epochs: int) -> Settings:
         before = getattr(getattr(settings, group), leaf)
         if before is not None:
             values[name] = round(before * ratio)
+    if settings.objective.ramp_epochs is not None:
+        values["objective.ramp_epochs"] = max(1, round(settings.objective.ramp_epochs * ratio))
     return override(settings, values)
 
 
@@ -432,13 +438,17 @@ def from_command_line(recipe: Recipe, args: Sequence[str] | None = None) -> Sett
     peek, _ = tyro.cli(_Peek, args=without_help, return_unknown_args=True)
     defaults = recipe.defaults(data=peek.data.name, schedule=peek.train.schedule, epochs=peek.train.epochs)
     said = f"{recipe.title}. --settings FILE takes settings from a YAML file, such as a run's settings.yaml."
-    return tyro.cli(Settings, args=args, default=defaults, description=said)
+    given = tyro.cli(Settings, args=args, default=defaults, description=said)
+    objective = {f"objective.{name}": getattr(given.objective, name) for name in ("name", "options")}
+    joined = override(defaults, objective).objective.options
+    return dataclasses.replace(given, objective=dataclasses.replace(given.objective, options=joined))
 
 
 def not_read(recipe: Recipe, settings: Settings) -> Iterator[str]:
     """Say of each setting that was changed from the recipe's, but that no part of this run reads, why it is not."""
     train, average = settings.train, settings.average
     usual = dict(flat(recipe.defaults(data=settings.data.name, schedule=train.schedule, epochs=train.epochs)))
+    objective = _built(settings)
     unread = [
         (
             ("train.drops", "train.drop_factor"),
@@ -463,8 +473,13 @@ def not_read(recipe: Recipe, settings: Settings) -> Iterator[str]:
         (("eval.aa_limit",), "aa" not in words(settings.eval.attacks), "--eval.attacks does not have aa"),
         (
             ("attack.name", "attack.eps", "attack.step", "attack.steps", "attack.mode"),
-            settings.objective.name == "st",
-            "st trains on natural images",
+            objective is not None and objective.attack == "none",
+            f"{settings.objective.name} trains on natural images",
+        ),
+        (
+            ("objective.beta",),
+            objective is not None and objective.trust_of is not None and not objective.reads_trust,
+            "no term is weighed by α",
         ),
     ]
     unread += [
@@ -491,6 +506,14 @@ def not_read(recipe: Recipe, settings: Settings) -> Iterator[str]:
             )
 
 
+def _built(settings: Settings) -> Objective | None:
+    """The objective, or None where there is none of these settings, which the run's check says."""
+    try:
+        return build(settings.objective.name, **objective_arguments(settings.objective))
+    except (ValueError, TypeError):
+        return None
+
+
 def not_own(recipe: Recipe, settings: Settings) -> Iterator[str]:
     """Say which of the attack's settings are still the recipe's, where another objective has its own."""
     usual, name = recipe.defaults(data=settings.data.name), settings.objective.name
@@ -507,57 +530,72 @@ def not_own(recipe: Recipe, settings: Settings) -> Iterator[str]:
             yield f"{here} {kept} is the recipe's; {name}'s own, as in the ART trainer, is {here} {value}"
 
 
+_GAMMA = "1-alpha, a number, or a schedule such as 0:0.5,100:2"
+_CLASS_TEMPERATURE = "CLASS:TEMPERATURE,…, such as 3:2,5:1.5 (between quotes in YAML)"
+
+
 def weights_of(text: str | None) -> dict[str, float] | None:
     """Read `label=1,self=0`."""
     if not text:
         return None
-    weights = {}
+    pairs = _pairs("weights", text, "NAME=NUMBER,…")
+    try:
+        return {name: parse_fraction(value) for name, value in pairs.items()}
+    except ValueError as error:
+        raise ValueError(f"--objective.weights: {error}") from None
+
+
+def _pairs(setting: str, text: str, form: str, *, sign: str = "=") -> dict[str, str]:
+    """Read `a=1,b=2`, or with another sign; a ValueError says the form, or what stands there twice."""
+    pairs: dict[str, str] = {}
     for part in text.split(","):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"--objective.weights takes NAME=NUMBER,…, got {part!r}")
-        try:
-            weights[name.strip()] = parse_fraction(value.strip())
-        except ValueError as error:
-            raise ValueError(f"--objective.weights: {error}") from None
-    return weights
+        name, there, value = (piece.strip() for piece in part.partition(sign))
+        if not there:
+            raise ValueError(f"--objective.{setting} takes {form}; got {text!r}")
+        if name in pairs:
+            raise ValueError(f"--objective.{setting} gives {name} twice: {text}")
+        pairs[name] = value
+    return pairs
 
 
 def gamma_of(text: str | None) -> float | str | dict[int, float] | None:
     """Read `1-alpha`, `0.5`, or a schedule `0:0.5,100:2` of first epochs and values."""
     if text is None or text == "1-alpha":
         return text
+    pairs = _pairs("gamma", text, _GAMMA, sign=":") if ":" in text else {}
     try:
-        if ":" not in text:
-            return float(text)
-        return {int(start): float(value) for start, value in (part.split(":") for part in text.split(","))}
+        return {int(start): float(value) for start, value in pairs.items()} or float(text)
     except ValueError:
-        raise ValueError(
-            f"--objective.gamma takes 1-alpha, a number, or a schedule such as 0:0.5,100:2; got {text!r}"
-        ) from None
+        raise ValueError(f"--objective.gamma takes {_GAMMA}; got {text!r}") from None
 
 
 def class_temperature_of(text: str | None) -> dict[int, float] | None:
     """Read `3:2,5:1.5`."""
     if text is None:
         return None
+    pairs = _pairs("class-temperature", text, _CLASS_TEMPERATURE, sign=":")
     try:
-        return {int(k): float(value) for k, value in (part.split(":") for part in text.split(","))}
+        return {int(k): float(value) for k, value in pairs.items()}
     except ValueError:
-        raise ValueError(
-            f"--objective.class-temperature takes CLASS:TEMPERATURE,…, such as 3:2,5:1.5; got {text!r}"
-        ) from None
+        raise ValueError(f"--objective.class-temperature takes {_CLASS_TEMPERATURE}; got {text!r}") from None
+
+
+def _options_over(before: str | None, given: str | None) -> str | None:
+    """Options given by name over those that were there; an empty text leaves none."""
+    if not before or not given:
+        return given
+    pairs = {**_option_pairs(before), **_option_pairs(given)}
+    return ",".join(f"{name}={value}" for name, value in pairs.items())
+
+
+def _option_pairs(text: str) -> dict[str, str]:
+    pairs = _pairs("options", text, "NAME=VALUE,…")
+    return {name.replace("-", "_"): value for name, value in pairs.items()}
 
 
 def options_of(text: str | None) -> dict[str, Any]:
     """Read `balance_rate=0.05,name=word,on=true,pair=0.7:0.95`."""
-    options = {}
-    for part in text.split(",") if text else ():
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"--objective.options takes NAME=VALUE,…, got {part!r}")
-        options[name.strip().replace("-", "_")] = _option_value(value.strip())
-    return options
+    return {name: _option_value(value) for name, value in _option_pairs(text).items()} if text else {}
 
 
 def _option_value(text: str) -> Any:
@@ -725,7 +763,11 @@ def check(settings: Settings) -> None:
     for name in ("train.lr", "train.drop_factor"):
         if not 0 < values[name] < float("inf"):
             raise ValueError(f"{option(name)} must be above 0, got {values[name]}")
-    for name in ("average.decay", "train.cutmix", "data.extra_share"):
+    if settings.average.decay >= 1:
+        raise ValueError(
+            f"--average.decay must be below 1, got {settings.average.decay:g}: the average would stay as it began"
+        )
+    for name in ("train.cutmix", "data.extra_share"):
         if values[name] > 1:
             raise ValueError(f"{option(name)} must be at most 1, got {values[name]:g}")
     if (settings.data.extra is None) != (settings.data.extra_share == 0):
@@ -801,8 +843,16 @@ def for_trackers(settings: Settings) -> dict[str, str | int | float | bool]:
     return {
         name: value
         for name, value in flat(settings)
-        if isinstance(value, str | int | float) and name not in _OF_THE_MACHINE
+        if isinstance(value, str | int | float)
+        and name not in _OF_THE_MACHINE
+        and not (name in ("data.name", "data.extra") and _is_path(str(value)))
     }
+
+
+def _is_path(source: str) -> bool:
+    """Whether images lie in a folder or file, and are neither named by a word nor OWNER/NAME of the hub."""
+    is_name = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(@\w*)?", source) and not source.endswith(".npz")
+    return not is_name or ("/" in source and Path(source).is_dir())
 
 
 def option(name: str) -> str:

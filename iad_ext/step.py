@@ -34,13 +34,30 @@ AS_RELEASED = {
 AS_RELEASED |= {("iad1_down", warm): passes for (name, warm), passes in AS_RELEASED.items() if name == "iad1"}
 
 
+def as_released(objective: Objective, epoch: int) -> tuple[str, ...]:
+    """The student's passes of the released step in their order; none where it is not known for this objective."""
+    warming_up = objective.warming_up(epoch)
+    known = AS_RELEASED.get((objective.name, warming_up), ())
+    if not known and warming_up and objective.warmup is not None:
+        return AS_RELEASED.get((objective.warmup.name, False), ())  # warm-up is the base itself
+    return known
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """What a step computes before its student is trained: x̃, if any, and what the teachers say."""
+    """What a step computes before its student is trained: x̃, if any, and what the teachers say.
+
+    Attributes:
+        images: x, (batch, channels, height, width).
+        adversarial: x̃, likewise.
+        logits: of each pass that has run, by its name.
+        stuck: where the attack counts them, the share of its steps in which an image's gradient was zero, (batch,).
+    """
 
     images: Images
     adversarial: Images | None
     logits: dict[str, Logits]
+    stuck: Tensor | None = None
 
     def view(self, name: str) -> Images:
         """The images that a pass reads, by the end of its name: x, x̃, or the mirror image 2x − x̃, not clipped."""
@@ -53,11 +70,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step computed: the loss to differentiate, its logits, the adversarial images if any."""
+    """What a step computed: the loss to differentiate, its logits, the adversarial images if any, see `Prepared`."""
 
     loss: Loss
     outputs: Outputs
     adversarial: Images | None
+    stuck: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +162,8 @@ class Step:
                     known = self.objective.with_targets(known, labels, epoch)
                 away_from = [known.get(name) for name in sorted(reads)]
                 adversarial = self.attack(images, labels, noise, *away_from)
-                prepared = replace(prepared, adversarial=adversarial)
+                stuck: Tensor | None = getattr(self.attack, "stuck", None)
+                prepared = replace(prepared, adversarial=adversarial, stuck=stuck)
             return self._teacher_passes(needed, prepared)
 
     def finish(
@@ -166,15 +185,15 @@ class Step:
     ) -> StepResult:
         """The loss, outside autocast: in the precision of the logits, which is at least fp32."""
         loss = self.objective(outputs, labels, epoch=epoch, balance=balance)
-        return StepResult(loss, outputs, prepared.adversarial)
+        return StepResult(loss, outputs, prepared.adversarial, prepared.stuck)
 
     def _order(self, needed: frozenset[str], epoch: int) -> Counter[str]:
         """The student's passes in their order, each with how often the running statistics see it."""
         lean = Counter(name for name in _LEAN if name in needed)
         if self.bn_order == "lean":
             return lean
-        released = AS_RELEASED.get((self.objective.name, self.objective.warming_up(epoch)))
-        return lean if released is None else Counter(released) + (lean - Counter(released))
+        released = Counter(as_released(self.objective, epoch))
+        return released + (lean - released)
 
     def _tracking(self) -> list[nn.modules.batchnorm._BatchNorm]:
         if self.bn_order == "lean" or not isinstance(self.forward, nn.Module):

@@ -1,8 +1,11 @@
 """Augmentations against loops, and more images by their share: all functions of the position alone."""
 
 import math
+from dataclasses import replace
 
+import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +16,7 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 (as torchvis
 from iad_ext import augment
 from iad_ext.augment import AUGMENTATIONS, CUTMIX_NUMBERS
 from iad_ext.batches import Batches
-from iad_ext.data import ImageSet, Splits, load_extra
+from iad_ext.data import ImageSet, load_extra
 from iad_ext.randomness import stream
 
 CLASSES = tuple("abcde")
@@ -181,6 +184,19 @@ def test_without_them_the_batches_are_what_they_were():
     )
 
 
+def test_cutmix_s_rectangles_are_of_extra_images_as_often_as_images_are():
+    """Own images are black, extra ones white, a hundred times as many: they still come at their share."""
+    own, extra = random_images(100), random_images(9000, seed=1)
+    own, extra = (
+        replace(data, images=torch.full_like(data.images, value)) for data, value in ((own, 0), (extra, 255))
+    )
+    mixed = Batches(own, batch_size=100, seed=0, extra=extra, extra_share=0.1, cutmix=1.0)
+    index = torch.cat([mixed.batch(epoch, 0).index for epoch in range(20)])
+    images = torch.cat([mixed.batch(epoch, 0).images for epoch in range(20)])
+    white_in_own = images[index < 100].mean(dim=1).amax((1, 2))
+    assert 0.06 < (white_in_own > 0).float().mean() < 0.14
+
+
 def test_cutmix_leaves_labels_and_takes_pixels_of_the_set():
     data = telling_images(40)
     plain = Batches(data, batch_size=40, seed=0).batch(0, 0)
@@ -263,16 +279,32 @@ def test_a_data_set_s_training_split_may_be_the_extra_one():
         load_extra("nothing.npz", CLASSES)
 
 
+def test_extra_images_need_no_other_split_than_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in ("cat", "dog"):
+        for shade in range(3):
+            path = tmp_path / "made/train" / name / f"{shade}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.new("RGB", (5, 4), (shade, 0, 0)).save(path)
+    found, where = load_extra(str(tmp_path / "made"), ("dog", "cat"))
+    assert (found.images.shape, found.labels.bincount().tolist()) == ((6, 3, 4, 5), [3, 3])
+    assert (where["n"], where["revision"]) == (6, None)
+    (tmp_path / "made/train").rename(tmp_path / "made/test")
+    with pytest.raises(
+        ValueError, match="no split called train, of which extra images are taken; there is: test"
+    ):
+        load_extra(str(tmp_path / "made"), ("dog", "cat"))
+
+
 def test_extra_images_keep_their_classes_where_the_names_stand_in_another_order(monkeypatch):
     """Of a data set whose classes are numbered otherwise, such as folders by their alphabet."""
     names = ("cat", "dog", "frog")
     labels = torch.tensor([0, 1, 2, 2])
 
     def stored(*_, **__):
-        part = ImageSet(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), labels, names)
-        return Splits(part, part, part, "test", {})
+        return ImageSet(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), labels, names), None
 
-    monkeypatch.setattr("iad_ext.data.load_splits", stored)
+    monkeypatch.setattr("iad_ext.data._training_images", stored)
     training = ("frog", "cat", "dog")
     found, _ = load_extra("folder", training)
     assert found.classes == training

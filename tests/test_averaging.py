@@ -9,6 +9,7 @@ from torch import nn
 
 from iad_ext import objectives
 from iad_ext.averaging import WeightAverage, keeping_statistics, reestimate_batchnorm
+from iad_ext.loop import UNDERFLOW
 from iad_ext.randomness import stream
 
 DECAY = 0.7
@@ -91,7 +92,7 @@ def test_swa_that_joins_a_run_late_is_the_mean_from_there_on():
 def test_what_is_no_average_is_refused():
     with pytest.raises(ValueError, match="unknown average 'emma'; did you mean 'ema'"):
         WeightAverage(network(1), kind="emma")
-    with pytest.raises(ValueError, match="decay must be at least 0 and at most 1"):
+    with pytest.raises(ValueError, match="decay must be at least 0 and below 1"):
         WeightAverage(network(1), decay=1.5)
 
 
@@ -288,3 +289,32 @@ def test_awp_runs_the_teacher_and_the_attack_once():
         counts.append((runs, len(passes)))
     assert counts[0][0] == counts[1][0] == [8]
     assert counts[1][1] - counts[0][1] == 2  # S(x̃) and S(x) once more
+
+
+class Counting:
+    """An attack that says of each part's gradients whether they were all zero: of every other part."""
+
+    stuck, calls = None, 0
+
+    def __call__(self, images, labels, noise=None):
+        self.stuck = torch.full((len(images),), float(self.calls % 2 == 0))
+        self.calls += 1
+        return images
+
+
+@pytest.mark.parametrize("awp", [0.0, 0.01])
+def test_zero_gradients_are_counted_in_the_part_that_met_them(awp):
+    one = engine(objectives.at(), Task(4), accumulation=2, attack=Counting(), awp=awp)
+    assert one.epoch(0, rate=RATE)[UNDERFLOW] == 50
+
+
+def test_a_tail_that_is_not_trained_on_is_not_in_the_statistics_either():
+    """Of nine images in batches of eight the ninth has not one image for each of two parts."""
+    task, student = Task(9), network(1, norm=True)
+    one = engine(
+        objectives.at(), task, student=student, norm=True, accumulation=2, average=WeightAverage(student)
+    )
+    one.epoch(0, rate=RATE)
+    again = copy.deepcopy(one.average.network)
+    reestimate_batchnorm(again, [task.batch(0, 0).images])
+    assert_state(one.measurable(0, reestimate=True).state_dict(), again.state_dict())

@@ -1,13 +1,10 @@
 """The order in which BatchNorm's running statistics see the student's passes: lean, and as released."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 
 from iad_ext import attacks, batchnorm, objectives
-from iad_ext.modes import mode
 from iad_ext.randomness import stream
 from iad_ext.step import AS_RELEASED, Step
 
@@ -65,9 +62,9 @@ def test_layers_in_eval_mode_stay_as_they_are(tiny_network, batch):
     assert network[3][1].num_batches_tracked == 3
 
 
-def stepped(objective, tiny_network, batch, noise, epoch, **settings):
+def stepped(objective, tiny_network, batch, noise, epoch, *, training=True, **settings):
     student, teacher = tiny_network(seed=1).train(), tiny_network(seed=2).eval()
-    attack = attacks.PGD(student, steps=STEPS, training=True)
+    attack = attacks.PGD(student, steps=STEPS, training=training)
     step = Step(objective=objective, forward=student, attack=attack, teacher=teacher, **settings)
     result = step(*batch, epoch=epoch, noise=noise)
     result.loss.total.backward()
@@ -98,6 +95,15 @@ def test_the_faithful_order_leaves_what_the_released_passes_leave(
         for which in passes:
             by_hand(images[which])
     assert close(buffers(student), buffers(by_hand))
+
+
+def test_in_warm_up_an_introspective_objective_is_its_base_to_batchnorm_too(tiny_network, batch, noise):
+    wrapped = objectives.introspect(objectives.ard(), warmup_epochs=1)
+    found = [
+        buffers(stepped(objective, tiny_network, batch, noise, 0, bn_order="faithful")[0])
+        for objective in (objectives.ard(), wrapped)
+    ]
+    assert close(*found)
 
 
 @pytest.mark.parametrize("epoch", [0, 199])
@@ -144,12 +150,13 @@ def test_plain_averages_have_no_order(tiny_network):
 
 
 def test_eval_mode_attacks_touch_no_statistics_in_either_order(tiny_network, batch, noise):
-    """What the attack leaves is the objective's affair, not the order's."""
-    network = tiny_network(seed=1).train()
-    before = buffers(network)
-    with mode(network, training=False):
-        network(batch[0])
-    assert all(torch.equal(before[name], value) for name, value in copy.deepcopy(network).named_buffers())
+    for order in ("lean", "faithful"):
+        student, result = stepped(
+            objectives.at(), tiny_network, batch, noise, 0, bn_order=order, training=False
+        )
+        by_hand = tiny_network(seed=1).train()
+        by_hand(result.adversarial)
+        assert close(buffers(student), buffers(by_hand))
 
 
 def test_only_objectives_that_exist_have_a_released_order():

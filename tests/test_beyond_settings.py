@@ -9,7 +9,7 @@ import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from iad_ext import IntrospectiveAdversarialDistiller, objectives
+from iad_ext import IntrospectiveAdversarialDistiller, objectives, recipes
 from iad_ext import settings as settings_module
 from iad_ext.objectives import PLUGINS, ROWS, plugins
 from iad_ext.plan import Plan
@@ -198,11 +198,53 @@ def test_an_attack_that_the_recipe_has_for_another_objective_is_said(line, said)
     assert all(beginning in one for one, beginning in zip(found, said, strict=True))
 
 
+def test_options_given_by_name_leave_the_recipe_s_others():
+    def options(line):
+        return options_of(from_command_line(recipes.load("adr_resnet18"), line.split()).objective.options)
+
+    of_cifar100 = {"temperatures": (1.5, 1.0)}
+    assert options("--data.name cifar100") == of_cifar100
+    slower = options("--data.name cifar100 --objective.options average_decay=0.999")
+    assert slower == of_cifar100 | {"average_decay": 0.999}
+    assert options("--data.name cifar100 --objective.options temperatures=3:2") == {
+        "temperatures": (3.0, 2.0)
+    }
+    # nor are they another objective's
+    assert options("--data.name cifar100 --objective.name mtard --objective.options balance_rate=0.1") == {
+        "balance_rate": 0.1
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        (
+            "iad1_resnet18",
+            "--objective.gamma 0.5 --objective.beta 0.3",
+            ["--objective.beta is not used: no term"],
+        ),
+        ("iad1_resnet18", "--objective.beta 0.3", []),
+        ("iad2_resnet18", "--objective.gamma 0.5 --objective.beta 0.3", []),  # its gate reads α
+        ("st_resnet18", "--attack.eps 0.1", ["--attack.eps is not used: st trains on natural images"]),
+        ("st_resnet18", "--objective.introspect --attack.eps 0.1", []),
+    ],
+)
+def test_what_no_term_reads_is_said_and_nothing_else(name, line, said):
+    recipe = recipes.load(name)
+    found = list(not_read(recipe, from_command_line(recipe, line.split())))
+    assert [one.startswith(begin) for one, begin in zip(found, said, strict=True)] == [True] * len(said)
+
+
 @pytest.mark.parametrize(
     ("line", "name", "said"),
     [
         ("--objective.options balance_rate", "mtard", "takes NAME=VALUE"),
         ("--objective.options beta=0.1 --objective.beta 0.1", "iad1", "both set beta"),
+        ("--objective.options beta=0.1,beta=0.2", "iad1", "--objective.options gives beta twice"),
+        ("--objective.weights self=1,self=2", "iad1", "--objective.weights gives self twice"),
+        ("--objective.gamma 0:1,0:2", "iad1", "--objective.gamma gives 0 twice"),
+        ("--objective.class-temperature 3:2,3:5", "rslad", "--objective.class-temperature gives 3 twice"),
+        ("--objective.class-temperature 3:1", "rslad", "class_temperature changes nothing"),
         ("--objective.options balance_rat=0.1", "mtard", "did you mean 'balance_rate'"),
         ("--objective.class-temperature 3", "rslad", "takes CLASS:TEMPERATURE"),
         ("--objective.ramp-epochs 5", "rslad", "argument of rslad 'ramp_epochs'"),
@@ -226,7 +268,8 @@ def test_an_attack_that_the_recipe_has_for_another_objective_is_said(line, said)
             "adr",
             "is taught by an ema of decay 0.999",
         ),
-        ("--average.name ema --average.decay 1.5", "at", "--average.decay must be at most 1"),
+        ("--average.name ema --average.decay 1", "at", "--average.decay must be below 1"),
+        ("--objective.options average_decay=1", "adr", "average_decay must be at least 0 and below 1"),
         ("--train.awp -0.1", "at", "--train.awp must be at least 0"),
         ("--attack.name adr", "rslad", "which rslad does not keep; take --attack.name rslad"),
     ],

@@ -84,6 +84,26 @@ def test_the_cost_of_a_step_in_passes(method):
     assert (warmup > 0) == (len(COSTS[method]) == 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "phases"),
+    [
+        # S(x) is run for the statistics alone in warm-up, and read after it
+        ("iad1_resnet18", "--train.bn-order faithful", {"in warm-up": 25, "from epoch 60": 28}),
+        ("at_resnet18", "--train.awp 0.01 --train.awp-start 3", {"from epoch 0": 23, "from epoch 3": 26}),
+        (
+            "iad1_resnet18",
+            "--objective.warmup-epochs 0 --objective.gamma 0:0,7:0.5",
+            {"from epoch 0": 24, "from epoch 7": 27},
+        ),
+    ],
+)
+def test_every_phase_of_a_run_is_told_with_its_cost(name, line, phases, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    told = [said.split("  ")[-1] for said in _plan(name, line).description().split("\n") if " F = " in said]
+    costs = {said.partition(": ")[0].removeprefix("passes ").strip(): said for said in told}
+    assert {when: int(said.partition(" F = ")[0].split()[-1]) for when, said in costs.items()} == phases
+
+
 def test_more_attack_steps_cost_two_passes_each():
     assert _plan(line="--attack.steps 7").forward_passes(0)[0] == 14 + 3 + 1
 
@@ -158,9 +178,15 @@ def test_a_folder_to_continue_must_be_there():
     ("line", "said"),
     [
         ("--eval.attacks natural,pdg20", "unknown attack in --eval.attacks 'pdg20'; did you mean 'pgd20'"),
-        ("--objective.weights teacher=0,self=0", "nothing is left|no active term"),
+        ("--objective.weights teacher=0,self=0", "nothing is left"),
         ("--objective.weights teacher=0", "iad1|ard"),  # nothing to train on in warm-up
         ("--objective.teacher-weight 1", "unknown argument of iad1 'teacher_weight'"),
+        # of three epochs the one between first and last
+        (
+            "--train.epochs 3 --objective.gamma 0:1,1:0,2:1 --objective.weights teacher=0 "
+            "--objective.warmup-epochs 0",
+            "iad1: no term takes part at epoch 1; give one of label, teacher, self a weight above 0",
+        ),
         ("--objective.beta -1", "beta"),
         ("--train.lr 0", "--train.lr must be above 0"),
     ],

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -66,8 +67,8 @@ SYMBOLS: Mapping[str, str] = {
 """The passes as formulas write them."""
 PASSES: tuple[str, ...] = tuple(f.name for f in fields(Outputs))
 ADVERSARIAL_PASSES = frozenset(name for name in PASSES if name.endswith(("_adv", "_mirror")))
-LEAST_FIRST_LOSS = 1e-3  # below, a loss has nothing to fall from, and a share of it is none
 """The passes that an attack must have run for."""
+LEAST_FIRST_LOSS = 1e-3  # below, a loss has nothing to fall from, and a share of it is none
 
 
 @dataclass(frozen=True)
@@ -285,6 +286,32 @@ class Objective:
         """Return every pass that some epoch of a run of `epochs` reads."""
         return frozenset[str]().union(*(self.needs(epoch) for epoch in range(epochs)))
 
+    def check_run(self, epochs: int, *, classes: int | None = None) -> None:
+        """Refuse what would end a run of `epochs` on the way, such as an epoch in which no term takes part.
+
+        Args:
+            epochs: how many there are.
+            classes: how many the networks have; of those, one image is computed for each set of passes.
+
+        Raises:
+            ValueError: says what, and from which epoch on.
+        """
+        computed: set[frozenset[str]] = set()
+        for epoch in range(epochs):
+            needed = self.needs(epoch)
+            if not needed:
+                self._refuse_empty(epoch)
+            if classes is not None and needed not in computed:
+                logits = torch.zeros(1, classes)
+                self(Outputs(**dict.fromkeys(needed, logits)), torch.zeros(1, dtype=torch.long), epoch=epoch)
+                computed.add(needed)
+
+    def _refuse_empty(self, epoch: int) -> NoReturn:
+        raise ValueError(
+            f"{self.name}: no term takes part at epoch {epoch}; give one of "
+            f"{', '.join(term.name for term in self.terms)} a weight above 0 from there on"
+        )
+
     def __call__(
         self, outputs: Outputs, labels: Labels, *, epoch: int, balance: Tensor | None = None
     ) -> Loss:
@@ -306,10 +333,7 @@ class Objective:
             return replace(loss, trust=torch.ones_like(loss.per_image)) if self.reads_trust else loss
         active = [term for term in self.terms if term.active(epoch)]
         if not active:
-            raise ValueError(
-                f"{self.name}: no term takes part at epoch {epoch}; give one of "
-                f"{', '.join(term.name for term in self.terms)} a weight above 0 from there on"
-            )
+            self._refuse_empty(epoch)
         _check_shapes(outputs, labels, self.needs(epoch))
         labels = labels.long()
         trust = self.trust_of(outputs, labels) if self.trust_of is not None and self.reads_trust else None

@@ -264,6 +264,8 @@ def class_temperature(objective: Objective, temperatures: Mapping[int, float], /
     for k, tau in temperatures.items():
         check_whole("a class in class_temperature", k, at_least=0)
         check_number(f"class_temperature[{k}]", tau, above=0)
+    if set(temperatures.values()) == {1}:
+        raise ValueError("class_temperature changes nothing: every temperature is 1; leave it out")
 
     def softened(logits: Logits, labels: Labels, epoch: int) -> Logits:  # noqa: ARG001
         if max(temperatures) >= logits.shape[1]:

@@ -169,7 +169,7 @@ def adr(
     """
     _check_pair("rectification", rectification, at_least=0, at_most=1)
     _check_pair("temperatures", temperatures, above=0)
-    check_number("average_decay", average_decay, at_least=0, at_most=1)
+    check_number("average_decay", average_decay, at_least=0, below=1)
     check_whole("ramp_epochs", ramp_epochs, at_least=1)
 
     def at(ends: tuple[float, float], epoch: int) -> float:

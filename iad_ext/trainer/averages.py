@@ -36,7 +36,7 @@ class Averaging:
             check_name(name, value)
             if value not in known:
                 raise ValueError(unknown(name, value, known))
-        check_number("average_decay", self.average_decay, at_least=0, at_most=1)
+        check_number("average_decay", self.average_decay, at_least=0, below=1)
 
     def check(self, objective: Objective) -> None:
         """Refuse an average that the objective cannot be taught by."""

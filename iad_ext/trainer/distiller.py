@@ -5,9 +5,10 @@ network that is attacked and trained.
 """
 
 import inspect
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from typing import Any, Literal, TypeAlias, get_args
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 
 from iad_ext import attacks, batchnorm, compiling, objectives, precision
 from iad_ext.averaging import become, check_followed
-from iad_ext.backbones import load_network
+from iad_ext.backbones import load_network, network_digest
 from iad_ext.batches import share
+from iad_ext.checkpoint import lay_out_as_weights
 from iad_ext.checks import check_mapping, check_name, check_number
 from iad_ext.compiling import Compilation
 from iad_ext.data import PixelSet
@@ -42,7 +44,7 @@ from iad_ext.step import Attack, BnOrder
 from iad_ext.trainer.averages import Average, Averaging, Statistics
 from iad_ext.trainer.foreign_attacks import FromART, check_attack, on_student
 from iad_ext.trainer.keeping import Keeper
-from iad_ext.trainer.pixels import ClipRange, PixelModule, checked_logits, type_of
+from iad_ext.trainer.pixels import ClipRange, PixelModule, as_plain, checked_logits, type_of
 from iad_ext.trainer.sources import CROP, ArrayBatches, GeneratorBatches, integer_labels
 from iad_ext.types import Images, Labels
 
@@ -84,7 +86,7 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         average: average the student's weights: `ema` follows every step, `swa` is the mean over the ends of epochs.
             The average is then what is validated and what the classifier holds after a fit; `raw_weights` has the
             student's own. A fit that fails leaves the student's own in the classifier.
-        average_decay: share of the `ema` that stays at each step, in [0, 1].
+        average_decay: share of the `ema` that stays at each step, in [0, 1).
         average_start: first epoch that is averaged, ≥ 0; before, the average is the student itself.
         average_batchnorm: BatchNorm's statistics of the average: means over the last epoch's images as they were
             trained on, cropped and mixed but not attacked (`reestimate`), or averaged as the weights are (`average`),
@@ -218,7 +220,8 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
                 stay.
             checkpoint_folder: keep the fit there after every epoch. The same program, run again after it was killed,
                 goes on from the newest whole checkpoint and ends with the bits of a fit that was not; give model,
-                optimizer, scheduler, data and arguments as the first time. A fit that is done is only read back.
+                optimizer, scheduler, data and arguments as the first time: what differs is refused as far as it can be
+                told, which a function, such as a LambdaLR's, cannot. A fit that is done is only read back.
             checkpoint_every: keep it within epochs too, every so many steps.
             kwargs: none are known; every one is a TypeError.
 
@@ -315,8 +318,11 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
         optimizer = self._checked_optimizer()
         step_scheduler = _scheduler_step(scheduler, optimizer, with_validation=validation is not None)
         objective = self._built(nb_epochs)
+        objective.check_run(nb_epochs, classes=self._classes)
         self._require_teachers(objective, nb_epochs, given=self._teachers)
         _warn_of_warmup(objective, nb_epochs)
+        if "beta" in self._objective_settings and not objective.reads_trust:
+            logger.warning("no term of %r is weighed by α: its beta is not used", objective)
         self._warn_of_starts(nb_epochs)
         student, seed = PixelModule.of(self._classifier), self._fit_seed()
         self._averaging.check_images(student, source)
@@ -410,14 +416,17 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             "attack": _plain_settings(self._attack),
             "eps": self._eps,
             "optimizer": type(self._classifier.optimizer).__name__,
-            "scheduler": [type(scheduler).__name__, getattr(scheduler, "last_epoch", None)],
+            "scheduler": _plain_scheduler(scheduler),
             "precision": self._precision,
             "compile": self._compile,
             **asdict(self._averaging),
             "awp": self._awp,
             "awp_start": self._awp_start,
             "bn_order": self._bn_order,
-            "teachers": {role: digest(_tensors(net)) for role, net in self._teachers.items()},
+            # the range of pixels before the module is told below
+            "teachers": {
+                role: network_digest(net.module, prefix="module.") for role, net in self._teachers.items()
+            },
             "clip_values": {role: net.clip_values for role, net in networks.items()},
             "preprocessing": {role: net.preprocessing for role, net in networks.items()},
             "validation": None if validation is None else digest(dict(zip("xy", validation, strict=True))),
@@ -600,6 +609,13 @@ class IntrospectiveAdversarialDistiller(Trainer):  # type: ignore[misc]
             raise ValueError(
                 "the classifier's optimizer holds none of its model's trainable parameters; build it from this model"
             )
+        # of the class: a scheduler puts a step of its own on the optimizer
+        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ValueError(
+                f"expected an optimizer that steps without a closure, got {type(optimizer).__name__}; choose another "
+                "one, such as torch.optim.SGD"
+            )
         return optimizer  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------------------------------------ data
@@ -673,12 +689,12 @@ def _memory_format(
     try:
         for weight in weights:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        lay_out_as_weights(optimizer)  # of an earlier fit, say
         yield
     finally:
         for weight in weights:
-            kept = [value for value in optimizer.state.get(weight, {}).values() if isinstance(value, Tensor)]
-            for tensor in (weight, *kept):
-                tensor.data = tensor.data.contiguous()
+            weight.data = weight.data.contiguous()
+        lay_out_as_weights(optimizer)
 
 
 # ---------------------------------------------------------------------------------------------- small matters
@@ -714,17 +730,21 @@ _measurements: dict[tuple[object, ...], Precision] = {}
 
 
 def _plain_settings(attack: object) -> dict[str, Any]:
-    """An attack's class and those of its settings that are plain data."""
-    plain = (
-        {
-            name: value
-            for name, value in vars(attack).items()
-            if not name.startswith("_") and isinstance(value, int | float | str)
-        }
-        if attack is not None
-        else {}
-    )
-    return {"class": type(attack).__name__, **plain}
+    """An attack's class and those of its settings that are plain data; what it prints has no say."""
+    settings = {} if attack is None else vars(attack)
+    plain = {name: as_plain(value) for name, value in settings.items() if not name.startswith("_")}
+    known = {name: value for name, value in plain.items() if value is not None and name != "verbose"}
+    return {"class": type(attack).__name__, **known}
+
+
+def _plain_scheduler(scheduler: Any) -> list[Any]:
+    """A scheduler's class and that of its state which is plain data."""
+    state = scheduler.state_dict() if callable(getattr(scheduler, "state_dict", None)) else {}
+    plain = {"last_epoch": getattr(scheduler, "last_epoch", None)}
+    for name, value in sorted(state.items()):
+        with suppress(TypeError, ValueError):  # anything may stand there
+            plain[name] = json.loads(json.dumps(value))
+    return [type(scheduler).__name__, plain]
 
 
 def _measured(student: PixelModule, example: Images) -> Precision:
@@ -768,11 +788,6 @@ def _with_values(objective: Objective, nb_epochs: int) -> Objective:
     return replace(
         objective, settings={name: told(name, value) for name, value in objective.settings.items()}
     )
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state without what layers add to it that is no tensor."""
-    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _kept(module: nn.Module) -> dict[str, Any]:
