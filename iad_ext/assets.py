@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from iad_ext import settings as settings_
-from iad_ext.backbones import hub_source, load_network, num_classes_of
+from iad_ext.backbones import hub_source, load_network, network_digest, num_classes_of
 from iad_ext.data import ImageSet, Splits, load_extra
 from iad_ext.plan import NAMED_TEACHERS, Plan, data_folder, load_data
-from iad_ext.provenance import digest
 from iad_ext.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,9 @@ class Assets:
         splits = load_data(settings)
         extra = None
         if settings.data.extra is not None:
-            extra, where = load_extra(settings.data.extra, splits.classes)
+            extra, where = load_extra(
+                settings.data.extra, splits.classes, require_revision=settings.require_revision
+            )
             digests = {**cast(Mapping[str, str], splits.provenance["digest"]), "extra": where["digest"]}
             provenance = {**splits.provenance, "extra": where, "digest": digests}
             splits = dataclasses.replace(splits, provenance=provenance)
@@ -72,7 +73,7 @@ class Assets:
             **networks,
             # a teacher of the hub by its commit, also where a branch was asked for
             sources={role: hub_source(network) or str(found[role]) for role, network in loaded.items()},
-            digests={role: digest(network.state_dict()) for role, network in loaded.items()},
+            digests={role: network_digest(network) for role, network in loaded.items()},
         )
 
 

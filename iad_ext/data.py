@@ -323,27 +323,57 @@ def load_splits(
     return Splits(images["train"], images["validation"], images["test"], selection, provenance)
 
 
-def load_extra(source: str, classes: Sequence[str]) -> tuple[ImageSet, dict[str, object]]:
+def load_extra(
+    source: str, classes: Sequence[str], *, require_revision: bool = False
+) -> tuple[ImageSet, dict[str, object]]:
     """Load more images to train on, such as generated ones, and say where they came from.
 
     Args:
         source: an `.npz` file with `image`, uint8 (n, height, width, 3), and `label`, integers (n,), which is how
-            generated CIFAR images are published; or a hub id or local folder, of which the training split is taken.
+            generated CIFAR images are published; or a hub id (OWNER/NAME or OWNER/NAME@COMMIT) or local folder, of
+            which the training split is taken.
         classes: the training set's classes.
+        require_revision: see `load_splits`; of the hub the source then has to name the full commit.
 
     Raises:
         ValueError: the file holds something else, or labels outside the classes; or the data set has other classes,
-            by their names where both have names. Those of the same names may stand in another order.
+            by their names where both have names. Those of the same names may stand in another order. Or there is no
+            training split, or no commit where one is required.
         FileNotFoundError: there is no such file.
     """
+    revision = None
     if source.endswith(".npz"):
         found = _npz_images(Path(source), classes)
     else:
-        found = load_splits(source, selection="test").train
+        found, revision = _training_images(source, require_revision=require_revision)
     if found.num_classes != len(classes):
         raise ValueError(f"{source} has {found.num_classes} classes, the training set {len(classes)}")
     found = _in_order_of(classes, found, source)
-    return found, {"source": source, "n": len(found), "digest": _digest(found)}
+    return found, {"source": source, "revision": revision, "n": len(found), "digest": _digest(found)}
+
+
+def _training_images(source: str, *, require_revision: bool) -> tuple[ImageSet, str | None]:
+    """All of a data set's training split, and its commit on the hub; whether it has others is not asked."""
+    name, _, revision = (source, "", "") if Path(source).is_dir() else source.partition("@")
+    pin = f"--data.extra {name}@COMMIT"
+    stored, origin = _fetch(name, None, revision or None, None, require_revision, pin=pin)
+    if "train" not in stored:
+        raise ValueError(
+            f"{source} has no split called train, of which extra images are taken; there is: {', '.join(stored)}. "
+            "Give its images that name"
+        )
+    train, _ = _parts({"train": stored["train"], "test": stored["train"]}, KNOWN.get(name), None, None)
+    classes, labels, _ = _labels(train, train)
+    decoded, _ = _decode(train, torch.arange(len(labels)), origin["path"])
+    return ImageSet(decoded, labels, classes), origin["revision"]
+
+
+def left_out(labels: Labels, limit: int | None) -> str:
+    """What a limit to the first so many images does where they lie by their classes; empty where it leaves none out."""
+    held, all_ = len(labels[:limit].unique()), len(labels.unique())
+    if held == all_:
+        return ""
+    return f"the first {limit} images are of {held} of the {all_} classes that occur"
 
 
 def _in_order_of(classes: Sequence[str], found: ImageSet, source: str) -> ImageSet:
@@ -407,8 +437,11 @@ def locate(
     revision: str | None = None,
     *,
     require_revision: bool = False,
+    pin: str = "--data.revision COMMIT",
 ) -> tuple[Literal["folder", "scikit-learn", "hub"], str]:
     """Say where a data set's files are, without reading them: a folder, scikit-learn's digits, or a hub id.
+
+    `pin` is how a commit is given, for the message that requires one.
 
     Raises:
         ValueError: there is no data set of that name, it has no folder or no revisions, or none was given that is
@@ -439,17 +472,20 @@ def locate(
             raise FileNotFoundError(f"{name!r} is neither a folder nor a hub id (OWNER/NAME)")
         raise ValueError(unknown("data set", name, KNOWN) + "; or a hub id (OWNER/NAME), or a local folder")
     where = KNOWN[name].hub_id if name in KNOWN else name
-    refuse_unpinned(
-        f"--data.revision COMMIT for {where}", revision, address=f"datasets/{where}", require=require_revision
-    )
+    refuse_unpinned(f"{pin} for {where}", revision, address=f"datasets/{where}", require=require_revision)
     return "hub", where
 
 
 def _fetch(
-    name: str, path: str | Path | None, revision: str | None, config: str | None, require_revision: bool
+    name: str,
+    path: str | Path | None,
+    revision: str | None,
+    config: str | None,
+    require_revision: bool,
+    **pin: str,
 ) -> tuple[_Stored, dict[str, Any]]:
     """The stored splits, and the part of the provenance that says where they come from."""
-    source, where = locate(name, path, revision, require_revision=require_revision)
+    source, where = locate(name, path, revision, require_revision=require_revision, **pin)
     origin: dict[str, Any] = {"source": source, "id": where, "path": None, "revision": None, "config": config}
     if source == "folder":
         _refuse_several(Path(where), name)

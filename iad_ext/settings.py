@@ -53,7 +53,7 @@ class DataSettings:
     holdout: int = 1000
     """Images held out of the training set, at most a tenth of it."""
     extra: str | None = None
-    """More images to train on: an .npz file with image and label, a hub id or a folder."""
+    """More images to train on: an .npz file with image and label, a folder, or a hub id, OWNER/NAME@COMMIT."""
     extra_share: float = 0.0
     """Their share of an epoch's images; generated CIFAR images take 0.7 to 0.8."""
     config: str | None = None

@@ -13,6 +13,8 @@ from iad_ext.settings import Recipe, Settings
 from iad_ext.units import parse_fraction
 
 OPTION = "--settings"
+# of a run's own file: where that run was, and what its command line asked of it once
+OF_THAT_RUN = ("out", "resume", "accept_changes", "dry_run")
 
 
 def _hints() -> dict[str, Any]:
@@ -40,6 +42,11 @@ def typed(name: str, value: Any) -> Any:
             return None
         raise ValueError(f"{settings_.option(name)} needs a value")
     kind = next(one for one in kinds if one is not NoneType)
+    if name == "objective.class_temperature" and isinstance(value, int | float):
+        raise ValueError(
+            f"{settings_.option(name)} takes CLASS:TEMPERATURE,…, got the number {value}: YAML reads 3:2 without "
+            "quotes as 182, in base 60; put it in quotes, '3:2'"
+        )
     try:
         return _as(kind, value)
     except (ValueError, TypeError, KeyError):
@@ -84,7 +91,8 @@ def with_file(recipe: Recipe, args: Sequence[str]) -> list[str]:
     """A recipe's command line behind the settings of the file that `--settings` names.
 
     The file is a YAML mapping of settings, by their names on the command line (`train.epochs: 30`) or by groups, as in
-    a run's `settings.yaml`. The command line comes after it, so that it has the last word.
+    a run's `settings.yaml`. The command line comes after it, so that it has the last word. Of a file that names its
+    recipe, as a run's own does, the folder and the orders are left out (`OF_THAT_RUN`): they were that run's.
 
     Raises:
         ValueError: no file, more than one, none that can be read; an unknown name, a value of another type, or the
@@ -128,10 +136,12 @@ def _read(recipe: Recipe, file: Path) -> dict[str, Any]:
         if name in found:
             raise ValueError(f"{file} sets {name} twice")
         found[name] = typed(name, value)
-    if (of := found.pop("recipe", usual["recipe"])) != usual["recipe"]:
-        raise ValueError(
-            f"{file} is of the recipe {of}, this is {usual['recipe']}; launch that one, or leave the line out"
-        )
+    if "recipe" in found:
+        if (of := found.pop("recipe")) != usual["recipe"]:
+            raise ValueError(
+                f"{file} is of the recipe {of}, this is {usual['recipe']}; launch that one, or leave the line out"
+            )
+        found = {name: value for name, value in found.items() if name not in OF_THAT_RUN}
     return {name: value for name, value in found.items() if value is not None or usual[name] is not None}
 
 

@@ -17,22 +17,24 @@ import st_resnet18
 import torch
 import tyro
 
+from iad_ext.assets import UsageError
 from iad_ext.attacks import PGD
 from iad_ext.backbones import load_network
 from iad_ext.data import load_splits
 from iad_ext.evaluation import format_table
 from iad_ext.plots import comparison
 from iad_ext.processes import say
-from iad_ext.run import run
-from iad_ext.settings import Overrides, Recipe, override
+from iad_ext.run import exit_codes, run
+from iad_ext.settings import Overrides, Recipe, from_yaml, override
 
 
 @dataclass(frozen=True)
 class Quickstart:
     """IAD from end to end on handwritten digits, in about two minutes on two cores."""
 
-    out: Path = Path("runs/quickstart")
-    """Folder for the five run folders, the table and the picture."""
+    out: Path | None = None
+    """Folder for the five run folders, the table and the picture; runs/quickstart, with other epochs or another seed
+    in its name, when not given."""
     epochs: int = 12
     """Epochs of each of the five runs."""
     aa_limit: int = 64
@@ -40,12 +42,52 @@ class Quickstart:
     seed: int = 0
     """Seed of everything."""
 
+    @property
+    def folder(self) -> Path:
+        """Where it goes: what is begun otherwise has a folder of its own."""
+        if self.out is not None:
+            return self.out
+        asked = {"epochs": self.epochs, "seed": self.seed}
+        changed = [f"-{name}{value}" for name, value in asked.items() if value != getattr(Quickstart, name)]
+        return Path("runs") / "".join(["quickstart", *changed])
+
 
 def main(settings: Quickstart) -> None:
-    """Train the five networks, print the table, draw the picture."""
+    """Train the five networks, print the table, draw the picture; ends as a recipe does, with its exit codes."""
+    with exit_codes():
+        _refuse_another(settings)
+        _run(settings)
+
+
+def _refuse_another(settings: Quickstart) -> None:
+    """See that the folder is free, or holds this quickstart, which then goes on.
+
+    Raises:
+        UsageError: it holds one of other epochs or another seed.
+    """
+    begun = settings.folder / "AT" / "settings.yaml"  # the first of the five
+    if not begun.is_file():
+        return
+    try:
+        train = from_yaml(begun.read_text(encoding="utf-8")).train
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{begun} cannot be read ({error}): delete {settings.folder}, or give another --out"
+        ) from error
+    if (train.epochs, train.seed) != (settings.epochs, settings.seed):
+        raise UsageError(
+            f"{settings.folder} holds a quickstart of --epochs {train.epochs} --seed {train.seed}, got --epochs "
+            f"{settings.epochs} --seed {settings.seed}: delete {settings.folder}, or give another --out"
+        )
+
+
+def _run(settings: Quickstart) -> None:
     began = time.perf_counter()
     torch.set_num_threads(1)  # images of 8 × 8 are too small to share out; waiting for each other costs more
-    teachers: Overrides = {"teacher": str(settings.out / "AT"), "natural_teacher": str(settings.out / "ST")}
+    teachers: Overrides = {
+        "teacher": str(settings.folder / "AT"),
+        "natural_teacher": str(settings.folder / "ST"),
+    }
     networks: dict[str, tuple[Recipe, Overrides]] = {
         "AT": (at_resnet18.RECIPE, {}),
         "ST": (st_resnet18.RECIPE, {}),
@@ -73,7 +115,7 @@ def _settings(quickstart: Quickstart, name: str, recipe: Recipe, overrides: Over
             "eval.of": "best",
             "eval.aa_limit": quickstart.aa_limit,
             "precision": "fp32",  # the network is too small for anything else to pay
-            "out": quickstart.out / name,
+            "out": quickstart.folder / name,
             **overrides,
         },
     )
@@ -85,15 +127,15 @@ def _report(settings: Quickstart, results: dict[str, dict[str, Any]], seconds: f
         "\nAccuracy in percent on the digits' test images, L∞ radius 0.1, at the epoch that was best on held-out "
         f"images\n\n{table}"
     )
-    (settings.out / "table.txt").write_text(table + "\n", encoding="utf-8")
+    (settings.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
     for suffix in ("png", "svg"):
         comparison(
             results,
             title="Robust digits: teachers (AT, ST) and the students that they taught",
-            path=settings.out / f"picture.{suffix}",
+            path=settings.folder / f"picture.{suffix}",
             examples=_examples(settings),
         )
-    say(f"\npicture   {settings.out / 'picture.png'}\ndone in {seconds:.0f} s")
+    say(f"\npicture   {settings.folder / 'picture.png'}\ndone in {seconds:.0f} s")
 
 
 def _examples(settings: Quickstart) -> list[dict[str, Any]]:
@@ -103,7 +145,7 @@ def _examples(settings: Quickstart) -> list[dict[str, Any]]:
     images, labels = test.pixels(first), test.labels[first]
     rows = [{"label": "natural", "images": images, "captions": [str(int(label)) for label in labels]}]
     for name in ("ST", "IAD-I"):
-        network = load_network(settings.out / name)
+        network = load_network(settings.folder / name)
         noise = torch.zeros_like(
             images
         )  # from the image itself: the picture shows the attack, not a random start

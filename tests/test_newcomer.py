@@ -1,6 +1,7 @@
 """What a newcomer will meet in the first minutes: each is provoked, ends early, and says what to do."""
 
 import functools
+import importlib
 import logging
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import PIL.Image
 import pyarrow
 import pytest
 import timm
@@ -26,12 +28,15 @@ from iad_ext import (
     memory,
     objectives,
     run,
+    settings,
 )
+from iad_ext.assets import UsageError
 from iad_ext.backbones import PixelSpace, create_network, save_network
-from iad_ext.checkpoint import newest
+from iad_ext.checkpoint import CheckpointError, newest
 from iad_ext.data import load_splits
-from iad_ext.loop import Engine
-from iad_ext.settings import ObjectiveSettings
+from iad_ext.loop import Engine, TrainingStopped
+from iad_ext.settings import ObjectiveSettings, Settings
+from iad_ext.signals import Interrupted
 
 ROOT = Path(__file__).parent.parent
 
@@ -518,3 +523,89 @@ def test_accelerate_that_was_never_configured(here):
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"results +runs/digits/at_resnet18/seed0/results.json", done.stdout)
+
+
+# ------------------------------------------------------------------------------------------- the quickstart
+
+
+@pytest.fixture
+def quickstart(here, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    module = importlib.import_module("quickstart")
+    monkeypatch.setattr(module.torch, "set_num_threads", lambda _: None)
+    return module
+
+
+def test_a_quickstart_of_other_epochs_has_another_folder_and_one_that_is_given_is_not_shared(
+    quickstart, capsys
+):
+    asked = (
+        {},
+        {"aa_limit": 16},
+        {"epochs": 2},
+        {"epochs": 2, "seed": 1},
+        {"out": Path("mine"), "epochs": 2},
+    )
+    folders = [str(quickstart.Quickstart(**one).folder) for one in asked]
+    assert folders == [
+        "runs/quickstart", "runs/quickstart", "runs/quickstart-epochs2", "runs/quickstart-epochs2-seed1", "mine",
+    ]  # fmt: skip
+    (Path("mine") / "AT").mkdir(parents=True)
+    begun = settings.override(Settings(), {"train.epochs": 1})
+    Path("mine/AT/settings.yaml").write_text(settings.to_yaml(begun))
+    with pytest.raises(SystemExit, match=r"^2$"):
+        quickstart.main(quickstart.Quickstart(out=Path("mine"), epochs=2))
+    said = capsys.readouterr().err
+    assert "mine holds a quickstart of --epochs 1 --seed 0, got --epochs 2 --seed 0: delete mine, or" in said
+    assert "--train." not in said
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (UsageError("it"), 2),
+        (TrainingStopped("it"), 3),
+        (CheckpointError("it"), 4),
+        (Interrupted("it"), 5),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_a_quickstart_ends_as_a_run_does(quickstart, monkeypatch, raised, code):
+    def fail(_):
+        raise raised
+
+    monkeypatch.setattr(quickstart, "run", fail)
+    with pytest.raises(SystemExit, match=f"^{code}$"):
+        quickstart.main(quickstart.Quickstart())
+
+
+# ------------------------------------------------------------------------------------------- images by their classes
+
+
+def test_a_limit_that_leaves_classes_out_is_told_before_training(here, caplog):
+    """Folders of images lie by their classes: the first few are of the first."""
+    shades = np.random.default_rng(0)
+    for part, each in (("train", 20), ("test", 4)):
+        for name in "abc":
+            (here / "own" / part / name).mkdir(parents=True)
+            for number in range(each):
+                pixels = shades.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                PIL.Image.fromarray(pixels).save(here / "own" / part / name / f"{number:02}.png")
+    line = (
+        "--data.name own --student.name cifar_resnet8 --train.epochs 1 --train.batch-size 27 --precision fp32 "
+        "--eval.attacks natural --eval.limit 8 --eval.validation-limit 2 --eval.aa-limit 1 --out run"
+    )
+    assert call("st_resnet18", *shlex.split(line)) == 0
+    said = [one.getMessage() for one in caplog.records if "classes that occur" in one.getMessage()]
+    assert said == [
+        "--eval.validation-limit: the first 2 images are of 1 of the 3 classes that occur; --data.holdout takes as "
+        "many of each",
+        "--eval.limit: the first 8 images are of 2 of the 3 classes that occur; --data.limit-test takes as many of "
+        "each",
+    ]
+    caplog.clear()
+    whole = line.replace("--eval.limit 8 --eval.validation-limit 2", "--eval.limit 12").replace(
+        "run", "whole"
+    )
+    assert call("st_resnet18", *shlex.split(whole)) == 0
+    assert "classes that occur" not in caplog.text

@@ -1,6 +1,7 @@
 """Rows that teach, one quantity of the rows against another, and how little a few points tell."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import re
@@ -11,7 +12,7 @@ from recipe_files import call
 from scipy import stats
 from study_runs import fake_run
 
-from iad_ext import statistics, studies
+from iad_ext import settings, statistics, studies
 from iad_ext.studies import tables
 
 STUDY = """
@@ -252,6 +253,24 @@ def test_what_is_not_finished_or_not_logged_is_no_point(in_folder, caplog):
     assert entropy["points"] == []
     assert "entropy is not drawn: no row has teacher/entropy_on_student_adv and pgd20 yet" in caplog.text
     assert not (grid.folder / "entropy.svg").exists()
+
+
+def test_what_was_measured_otherwise_is_no_point(in_folder):
+    """Neither a student, nor what a teacher is known by; what is logged of it stays."""
+    grid = grid_of(in_folder)
+    cells = by_label(grid)
+    for cell in grid.cells:
+        fake_run(cell, 0.5, logged={"teacher/entropy_on_student_adv": [1.0, 1.1, 1.2]})
+    for label in ("AT", "ARD of Standard"):
+        few = settings.override(cells[label].settings, {"eval.limit": 20})
+        fake_run(
+            dataclasses.replace(cells[label], settings=few),
+            0.9,
+            logged={"teacher/entropy_on_student_adv": [1.0, 1.1, 1.2]},
+        )
+    robustness, entropy = ([p["label"] for p in one["points"]] for one in studies.report(grid)["relations"])
+    assert robustness == ["ARD of the longer", "AKD2 of Standard"]
+    assert entropy == ["ARD of AT", "ARD of the longer", "AKD2 of Standard"]
 
 
 def test_a_whole_small_study_of_teachers(in_folder):

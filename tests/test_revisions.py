@@ -4,6 +4,7 @@ import huggingface_hub
 import pytest
 import torch
 
+from iad_ext import data
 from iad_ext.assets import Assets
 from iad_ext.backbones import create_network, save_network
 from iad_ext.plan import Plan
@@ -73,3 +74,21 @@ def test_a_run_can_require_commits_of_its_data_and_its_teachers(hub):
     ):
         Plan.of(override(Settings(), {"require_revision": True}))
     Plan.of(override(Settings(), {"require_revision": True, "data.revision": COMMIT}))
+
+
+def test_extra_images_of_the_hub_are_pinned_too(hub, monkeypatch):
+    asked = []
+
+    def fetched(where, revision=None, config=None):
+        asked.append((where, revision))
+        return data._digits()
+
+    monkeypatch.setattr(data, "_load", fetched)
+    values = {"require_revision": True, "teacher": f"hf-hub:somebody/net@{COMMIT}", "data.extra_share": 0.5}
+    for source in ("somebody/images", "somebody/images@main"):
+        with pytest.raises(ValueError, match=r"full commit .* write --data\.extra somebody/images@COMMIT"):
+            load(**values | {"data.extra": source})
+    assert asked == []
+    provenance = load(**values | {"data.extra": f"somebody/images@{COMMIT}"}).splits.provenance
+    assert asked == [("somebody/images", COMMIT)]
+    assert provenance["extra"]["revision"] == COMMIT

@@ -1,6 +1,7 @@
 """Settings from a YAML file: what it says, over the recipe's and under the command line's."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 import recipe_files
@@ -8,7 +9,7 @@ import yaml
 from recipe_files import TINY, call
 
 from iad_ext.plan import Plan
-from iad_ext.settings import from_command_line, from_yaml, to_yaml
+from iad_ext.settings import from_command_line, from_yaml, override, to_yaml
 from iad_ext.spelling import with_file
 
 LINES = {
@@ -33,7 +34,17 @@ def test_a_run_s_own_file_gives_its_settings(recipe, tmp_path):
         ["--settings", str(tmp_path / "settings.yaml")],
         [f"--settings={tmp_path / 'settings.yaml'}"],
     ):
-        assert read(recipe, spelt) == settings
+        assert read(recipe, spelt) == override(settings, {"out": None})  # another folder than that run's
+
+
+def test_a_run_s_file_gives_no_orders_and_one_s_own_does(tmp_path):
+    orders = "out: mine\nresume: never\naccept_changes: true\ndry_run: true\n"
+    for recipe, given in (("recipe: at_resnet18\n", False), ("", True)):
+        (tmp_path / "settings.yaml").write_text(recipe + orders + "train.lr: 0.05\n")
+        found = read("at_resnet18", f"--settings {tmp_path / 'settings.yaml'}")
+        assert found.train.lr == 0.05
+        asked = (found.out, found.resume, found.accept_changes, found.dry_run)
+        assert asked == ((Path("mine"), "never", True, True) if given else (None, "auto", False, False))
 
 
 def test_the_command_line_has_the_last_word(tmp_path):
@@ -83,6 +94,7 @@ def test_every_plug_in_is_there_by_file(tmp_path):
         ("train.epochs:", "--train.epochs needs a value"),
         ("train.epochs: 3\ntrain:\n  epochs: 4", "sets train.epochs twice"),
         ("recipe: at_resnet18", "is of the recipe at_resnet18, this is iad1_resnet18; launch that one"),
+        ("objective.class_temperature: 3:2", "got the number 182: YAML reads 3:2 without quotes as 182"),
         ("- train.epochs", "must hold a mapping, such as train.epochs: 30; got list"),
         ("a: !!python/object:os.system {}", "expected plain values"),
         ("a: [", "holds no settings"),
@@ -90,7 +102,7 @@ def test_every_plug_in_is_there_by_file(tmp_path):
 )
 def test_what_is_not_understood_is_said(content, said, tmp_path):
     (tmp_path / "bad.yaml").write_text(content)
-    with pytest.raises(ValueError, match=r"bad\.yaml|--train") as raised:
+    with pytest.raises(ValueError, match=r"bad\.yaml|--train|--objective") as raised:
         read("iad1_resnet18", f"--settings {tmp_path / 'bad.yaml'}")
     assert said in str(raised.value)
 
@@ -124,6 +136,18 @@ def test_a_run_is_trained_by_its_file_again_to_the_same_bits(tmp_path, capsys):
     (tmp_path / "bad.yaml").write_text("train.epoch: 1")
     assert call("at_resnet18", "--settings", tmp_path / "bad.yaml") == 2
     assert "did you mean 'train.epochs'?" in capsys.readouterr().err
+
+
+def test_a_run_s_file_and_another_seed_train_it_again_beside_it(tmp_path, monkeypatch):
+    """As docs/command-line.md says; whatever the first command line asked for is not asked for again."""
+    monkeypatch.chdir(tmp_path)
+    assert call("at_resnet18", *TINY, "--train.epochs", "1", "--out", "mine", "--resume", "never") == 0
+    before = {file: file.read_bytes() for file in Path("mine").rglob("*") if file.is_file()}
+    written = from_yaml(Path("mine/settings.yaml").read_text())
+    assert (written.out, written.resume) == (Path("mine"), "auto")
+    assert call("at_resnet18", "--settings", "mine/settings.yaml", "--train.seed", "1") == 0
+    assert {file: file.read_bytes() for file in Path("mine").rglob("*") if file.is_file()} == before
+    assert Path("runs/digits/at_resnet18/seed1/results.json").is_file()
 
 
 def test_help_mentions_it(capsys):

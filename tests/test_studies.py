@@ -165,6 +165,74 @@ def test_scale_takes_a_fraction_of_the_epochs_that_a_study_or_a_row_states():
     assert given["AT"].settings.train.epochs == 4  # the command line is taken as given
 
 
+def own_study(folder, *lines, rows="rows: [{label: one, method: iad1, teacher: at}]"):
+    file = folder / "own.yaml"
+    file.write_text("\n".join(["title: own", "data: [digits]", "student: resnet18", *lines, rows]) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("role", ["all", "students"])
+def test_what_a_study_says_of_epochs_moves_along_as_a_row_s_does(tmp_path, role):
+    said = (
+        "train.epochs: 30, train.drops: [20, 25], objective.warmup_epochs: 10, objective.igdm: 1, "
+        "objective.ramp_epochs: 15, average.name: swa, average.start: 20, objective.gamma: '0:0.5,20:2'"
+    )
+    file = own_study(tmp_path, f"{role}: {{{said}}}" if role == "students" else f"students: {{{said}}}")
+    if role == "all":
+        file = own_study(tmp_path, "all: {train.epochs: 30, train.drops: [20, 25], train.rate_warmup: 10}")
+    for line, choices, epochs in (("", {"epochs": 0.1}, 3), ("--train.epochs 3", {}, 3), ("", {}, 30)):
+        (cell,) = (cell for cell in grid_of(file, line, **choices).cells if cell.labels)
+        train, objective, average = cell.settings.train, cell.settings.objective, cell.settings.average
+        assert (train.epochs, train.drops) == ((3, (2, 2)) if epochs == 3 else (30, (20, 25)))
+        if role == "all":
+            assert train.rate_warmup == epochs // 3
+            continue
+        assert (objective.warmup_epochs, average.start) == (epochs // 3, 2 * epochs // 3)
+        assert objective.ramp_epochs == (2 if epochs == 3 else 15)
+        assert objective.gamma == f"0:0.5,{2 * epochs // 3}:2"
+
+
+def test_a_row_s_ramp_is_scaled(tmp_path):
+    row = "{label: one, method: iad1, teacher: at, settings: {objective.igdm: 1, objective.ramp_epochs: 100}}"
+    file = own_study(tmp_path, rows=f"rows: [{row}]")
+    ramps = {
+        scale: grid_of(file, epochs=scale).cells[-1].settings.objective.ramp_epochs
+        for scale in (1, 0.1, 0.001)
+    }
+    assert ramps == {1: 100, 0.1: 10, 0.001: 1}
+
+
+def test_of_images_of_one_s_own_a_limit_tells_scale_how_many(tmp_path):
+    own = {"data": ("someone/images",), "epochs": 0.1, "images": 0.1}
+    row = "{label: one, method: at, settings: {data.limit_train: 300}}"
+    with pytest.raises(ValueError, match=r"give --data\.limit-train too"):
+        grid_of("table2", only="AT", **own)
+    (cell,) = grid_of("table2", "--data.limit-train 100", only="AT", **own).cells
+    assert cell.settings.data.limit_train == 100
+    (cell,) = grid_of(own_study(tmp_path, rows=f"rows: [{row}]"), **own).cells
+    assert cell.settings.data.limit_train == 30
+
+
+def test_a_study_of_natural_accuracy_can_be_asked_for_more(tmp_path):
+    rows = "rows: [{label: AT, method: at}, {label: ARD, method: ard, teacher: trades}]"
+    file = own_study(tmp_path, "measures: [natural]", rows=rows)
+    cells = grid_of(file, "--eval.attacks natural,pgd20").cells
+    assert {cell.labels: cell.attacks for cell in cells} == {
+        ("AT",): ("natural", "pgd20"),
+        (): ("natural",),
+        ("ARD",): ("natural", "pgd20"),
+    }
+
+
+def test_a_row_that_also_teaches_is_measured_as_the_row_says(tmp_path):
+    rows = (
+        "rows: [{label: AT, method: at, settings: {eval.limit: 10}}, {label: ARD, method: ard, teacher: at}]"
+    )
+    cells = cells_by_label(grid_of(own_study(tmp_path, rows=rows)))
+    assert cells["AT"].settings.eval.limit == 10
+    assert cells["ARD"].needs == (cells["AT"].folder,)
+
+
 def test_what_is_given_is_taken_as_given():
     given = "--train.epochs 30 --train.drops 20 25 --data.limit-train 100"
     cells = cells_by_label(grid_of("table2", given, data=("cifar10",)))
@@ -258,6 +326,11 @@ BROKEN = {
     "seeds: []": "seeds takes at least one seed",
     "teacher_seed: first": "teacher_seed takes whole numbers",
     "rows: [{label: one, method: at, seeds: [2, 2]}]": "seeds of row 'one' has 2 twice",
+    "rows: [{label: one, method: at}, {label: two, method: at, settings: {eval.eps: 1/5}}]": (
+        "rows 'one' and 'two' are one run, runs/digits/at_resnet18/seed0, which is measured in one way; they have "
+        "--eval.eps 0.1 and 0.2"
+    ),
+    "all: {train.epochs: 0}": "--train.epochs must be at least 1, got 0",
     "rows: [{label: one, method: at, data: cifar10}]": "nothing to run on digits: of own there is 'one' on cifar10",
     "rows: [{label: one, method: at, against: 0.5}]": "own.yaml: row 'one': unknown row '0.5'",
     "measures:": "own.yaml: unknown measure 'None'",
@@ -578,6 +651,45 @@ def test_a_pair_that_stands_both_ways_round_counts_once(in_folder):
     assert compared["verdict"] == "tie"
 
 
+def test_runs_under_other_labels_tell_no_more_of_the_spread(in_folder):
+    """Nor does a row set against itself, whose difference is 0 with every seed."""
+    once = "{label: A, method: at}, {label: B, method: trades, against: A}"
+    again = "{label: A2, method: at, against: A}, {label: B2, method: trades, against: A2}"
+    share = {"at_resnet18": (0.50, 0.52), "trades_resnet18": (0.44, 0.47)}
+    found = []
+    for rows in (once, f"{once}, {again}"):
+        grid = grid_of(own_study(in_folder, "seeds: [0, 1]", "measures: [natural]", rows=f"rows: [{rows}]"))
+        for cell in grid.cells:
+            fake_run(cell, share[cell.recipe][cell.settings.train.seed])
+        found.append(next(c for c in results.collect(grid)["comparisons"] if (c["a"], c["b"]) == ("B", "A")))
+    assert found[0] == found[1]
+    assert found[0]["seed_spread"] == pytest.approx(0.7071, abs=1e-3)
+
+
+def test_runs_that_were_measured_otherwise_are_left_out(in_folder):
+    """Of other images or another radius, but not by more attacks, nor where older results say less."""
+    grid = finished("table2", lambda label, seed: 0.5, data=("cifar10",), only="AT,TRADES,IAD-I (AT)")
+    cells = cells_by_label(grid)
+    trial = {"eval.eps": 0.001, "eval.limit": 20}
+    fake_run(
+        dataclasses.replace(cells["AT"], settings=settings.override(cells["AT"].settings, trial)), 0.9, n=20
+    )
+    fake_run(cells["TRADES"], 0.4, n=300)
+    file = cells["TRADES"].folder / "results.json"
+    content = json.loads(file.read_text())
+    content["evaluation"]["attacks"] += ",fgsm_plain"
+    del content["evaluation"]["curve_limit"]
+    file.write_text(json.dumps(content))
+    study = studies.report(grid)
+    rows = {row["label"]: row for row in study["rows"]}
+    assert {label: row["finished"] for label, row in rows.items()} == {"AT": 0, "TRADES": 1, "IAD-I (AT)": 1}
+    assert rows["AT"]["checkpoints"]["best"] == {}
+    assert (study["provenance"]["runs"], study["provenance"]["measured_otherwise"]) == (2, 1)
+    table = (grid.folder / "table.md").read_text()
+    assert "Left out: 1 measured with other `--eval` settings than the study's" in table
+    assert "\nImages: natural 300 or 400, FGSM 300 or 400, " in table
+
+
 def test_the_versions_are_the_runs_own(in_folder):
     grid = grid_of("table2", data=("cifar10",), only="AT,TRADES")
     for cell, torch in zip(grid.cells, ("2.9.1", "2.11.0"), strict=True):
@@ -877,6 +989,16 @@ def test_a_trial_with_other_settings_is_no_cell(stubbed, capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         cli.main([*line, "--dry-run"])
     assert "1 another, 1 finished" in capsys.readouterr().out
+
+
+def test_a_share_that_writes_no_tables_says_why(stubbed, capsys):
+    grid = grid_of("table2", data=("cifar10",), only="ARD (AT)")
+    Runner(grid.cells[:1], say=lambda line: None).run()
+    line = ["study", "table2", "--data.name", "cifar10", "--only", "ARD (AT)", "--report", "--shard", "1/2"]
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main(line)
+    assert "1 of 2 cells are not finished; --report without --shard writes" in capsys.readouterr().out
+    assert not grid.folder.exists()
 
 
 def test_students_wait_for_their_teachers_and_jobs_run_side_by_side(stubbed):

@@ -13,7 +13,7 @@ from recipe_files import ENVIRONMENT, TINY, call, command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from iad_ext import checkpoint, run, tracking
-from iad_ext.settings import FREE_ON_RESUME, Settings, for_trackers, from_command_line
+from iad_ext.settings import FREE_ON_RESUME, Settings, for_trackers, from_command_line, override
 
 # a tracker's module that writes down how it is called; {name} stands where its own name does
 RECORDER = """
@@ -307,6 +307,29 @@ def test_no_path_of_the_machine_is_among_the_settings():
     assert "/home" not in json.dumps(told)
     assert told["objective.beta"] == 0.1
     assert told["data.name"] == "cifar10"
+
+
+@pytest.mark.parametrize(
+    ("source", "is_told"),
+    [
+        ("someone/images", True),
+        (f"someone/images@{'0' * 40}", True),
+        ("my-own", True),
+        ("/home/someone/images", False),
+        ("../images", False),
+        ("~/images", False),
+        ("made.npz", False),
+        ("folder/images", False),
+    ],
+)
+def test_images_are_told_by_a_name_and_not_by_a_path(source, is_told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder/images").mkdir(parents=True)
+    told = for_trackers(override(Settings(), {"data.name": source, "data.extra": source}))
+    assert [name for name in ("data.name", "data.extra") if name in told] == [
+        "data.name",
+        "data.extra",
+    ] * is_told
 
 
 def test_scalars_are_numbers():

@@ -130,9 +130,15 @@ def _draw_relations(content: dict[str, Any], folder: Path) -> None:
             log.warning("%s is not drawn: %s", name, error)
 
 
-def shards_are_done(grid: Grid) -> bool:
-    """Whether all cells of a study are finished, whoever ran them."""
-    return all(map(runner.is_finished, grid.cells))
+def shards_are_done(grid: Grid, say: Callable[[str], None] = print) -> bool:
+    """Whether all cells of a study are finished, whoever ran them; where not, says why there is no table yet."""
+    left = sum(not runner.is_finished(cell) for cell in grid.cells)
+    if left:
+        say(
+            f"no table   {left} of {len(grid.cells)} cells are not finished; --report without --shard writes the "
+            "tables of those that are"
+        )
+    return not left
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

@@ -576,14 +576,28 @@ def _numbers(study: Study, row: Row, data: str) -> Mapping[str, float]:
 
 
 def _merged(known: Cell | None, cell: Cell) -> Cell:
-    """One cell that is measured by all that either is."""
+    """One cell that is measured by all that either is; as a row asks, where the other only teaches.
+
+    Raises:
+        ValueError: two rows ask for it otherwise; a run has one measurement.
+    """
     if known is None:
         return cell
+    if known.labels and cell.labels:
+        here, there = (vars(one.settings.eval) for one in (known, cell))
+        if apart := [name for name in here if name != "attacks" and here[name] != there[name]]:
+            name = apart[0]
+            raise ValueError(
+                f"rows {known.labels[0]!r} and {cell.labels[0]!r} are one run, {cell.folder}, which is measured in one "
+                f"way; they have {settings_.option(f'eval.{name}')} {here[name]} and {there[name]}. Give both the "
+                "same, and measure otherwise with iad-ext evaluate, or in a study with another --out"
+            )
     both = {*known.attacks, *cell.attacks}
     attacks = ",".join(name for name in ATTACKS if name in both)
-    settings = settings_.override(cell.settings, {"eval.attacks": attacks})
+    of = cell if cell.labels else known
+    settings = settings_.override(of.settings, {"eval.attacks": attacks})
     labels = tuple(dict.fromkeys((*known.labels, *cell.labels)))
-    return dataclasses.replace(cell, settings=settings, labels=labels)
+    return dataclasses.replace(of, settings=settings, labels=labels)
 
 
 def measured_by(cell: Cell, attacks: Sequence[str]) -> Cell:
@@ -642,7 +656,7 @@ class _Maker:
         recipe = f"{method}_{student}"
         usual = recipes.load(recipe).defaults(data=self.data)
         asked = {"teacher": teacher or usual.teacher, "natural_teacher": usual.natural_teacher}
-        given = self._given(method, measured)
+        given = self._given(recipe, method, measured, only_teaches=label is None)
         settings = self._settings(recipe, given, own)
         cells: list[Cell] = []
         paths: dict[str, str] = {}
@@ -680,18 +694,23 @@ class _Maker:
         labels = (label,) if label else ()
         return [*cells, Cell(recipe, settings, where, (), needs, labels)]
 
-    def _given(self, method: str, measured: str) -> Overrides:
+    def _given(self, recipe: str, method: str, measured: str, *, only_teaches: bool) -> Overrides:
         """What is said of all cells, or of all of this one's role: the study's file, then the command line."""
         role = "teachers" if method in TEACHERS else "students"
         by_study, by_command_line = (
             {**said.get("all", {}), **said.get(role, {})}
             for said in (self.study.settings, self.choices.settings)
         )
-        if "train.epochs" in by_study:
-            by_study["train.epochs"] = self._epochs(by_study["train.epochs"])
+        schedule = by_command_line.get("train.schedule", by_study.get("train.schedule"))
+        usual = recipes.load(recipe).defaults(data=self.data, schedule=schedule)
+        # what the study says of epochs is at the length that it states, else at the recipe's own
+        stated = settings_.override(usual, by_study)
+        epochs = by_command_line.get("train.epochs", self._epochs(stated.train.epochs))
+        moved = dict(settings_.flat(_moved(stated, epochs)))
+        by_study = {name: moved[name] for name in by_study}
         given: Overrides = {"eval.attacks": measured, **by_study, **by_command_line}
-        if measured == "natural":
-            given["eval.attacks"] = measured  # it only teaches
+        if only_teaches:
+            given["eval.attacks"] = measured
         if (path := given.get("data.path")) is not None:
             data = self.choices.data or self.study.data
             if (path / self.data).is_dir():
@@ -712,23 +731,19 @@ class _Maker:
         epochs = given["train.epochs"]
         # what a row says of epochs is at the recipe's own length
         settings = settings_.override(usual, {k: v for k, v in own.items() if k != "train.epochs"})
-        ratio = epochs / usual.train.epochs
-        settings = settings_.scaled(settings, epochs)
-        if ":" in (gamma := settings.objective.gamma or ""):
-            parts = (part.partition(":") for part in gamma.split(","))
-            moved = ",".join(f"{round(int(start) * ratio)}:{value}" for start, _, value in parts)
-            settings = settings_.override(settings, {"objective.gamma": moved})
-        limit = self._images(settings)
-        settings = settings_.override(settings, {} if limit is None else {"data.limit_train": limit})
+        settings = _moved(settings, epochs)
+        if self.choices.images != 1 and "data.limit_train" not in given:
+            settings = settings_.override(settings, {"data.limit_train": self._images(settings)})
         return settings_.override(settings, {k: v for k, v in given.items() if k not in own})
 
     def _epochs(self, whole: int) -> int:
         """As many of a study's, a row's or a recipe's epochs as --scale says."""
         return max(1, round(whole * self.choices.epochs))
 
-    def _images(self, settings: Settings) -> int | None:
-        if self.choices.images == 1:
-            return None
+    def _images(self, settings: Settings) -> int:
+        """The fraction of a row's or the data set's images that --scale says."""
+        if (limit := settings.data.limit_train) is not None:
+            return max(1, round(limit * self.choices.images))
         if self.data not in WHOLE:
             raise ValueError(f"--scale knows no number of images of {self.data}; give --data.limit-train too")
         whole = WHOLE[self.data]
@@ -751,6 +766,21 @@ class _Maker:
         return differences | {
             name: now[name] for name in now if now[name] != before[name] and overrides_.matters(name)
         }
+
+
+def _moved(settings: Settings, epochs: int) -> Settings:
+    """Settings at another length: drops, warm-up and ramps keep their share of the epochs, γ's schedule too."""
+    if settings.train.epochs < 1:
+        raise ValueError(f"--train.epochs must be at least 1, got {settings.train.epochs}")
+    ratio = epochs / settings.train.epochs
+    if ratio == 1:
+        return settings
+    settings = settings_.scaled(settings, epochs)
+    if ":" in (gamma := settings.objective.gamma or ""):
+        parts = (part.partition(":") for part in gamma.split(","))
+        moved = ",".join(f"{round(int(start) * ratio)}:{value}" for start, _, value in parts)
+        settings = settings_.override(settings, {"objective.gamma": moved})
+    return settings
 
 
 def _suffix(differences: Mapping[str, Overrides]) -> str:

@@ -1,6 +1,6 @@
 """One quantity of a study's rows against another: points, and rank correlations that say how few they are."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ TITLES_OF_FIGURES = {
 }
 
 
-def collect(grid: Grid) -> list[dict[str, Any]]:
-    """What the finished runs say of each of the study's relations, a data set at a time."""
+def collect(grid: Grid, left_out: Set[Path] = frozenset()) -> list[dict[str, Any]]:
+    """What the finished runs, but for those `left_out`, say of each of the study's relations, a data set at a time."""
     data = list(dict.fromkeys(line.data for line in grid.lines))
-    return [_related(grid, relation, name) for name in data for relation in grid.study.relations]
+    return [_related(grid, relation, name, left_out) for name in data for relation in grid.study.relations]
 
 
-def _related(grid: Grid, relation: Relation, data: str) -> dict[str, Any]:
-    points = list(_points(grid, relation, data))
+def _related(grid: Grid, relation: Relation, data: str, left_out: Set[Path]) -> dict[str, Any]:
+    points = list(_points(grid, relation, data, left_out))
     if relation.by == "group":
         found = [{"method": None, **_correlated("all rows", points)}] if points else []
     else:
@@ -67,7 +67,7 @@ def title(quantity: str) -> str:
     return TITLES_OF_FIGURES.get(quantity, f"{TITLES[quantity]}, %" if quantity in TITLES else quantity)
 
 
-def _points(grid: Grid, relation: Relation, data: str) -> Iterator[dict[str, Any]]:
+def _points(grid: Grid, relation: Relation, data: str, left_out: Set[Path]) -> Iterator[dict[str, Any]]:
     """A point a row: means over its runs that have both quantities."""
     teachers = {cell.folder: cell.settings.teacher for cell in grid.cells}
     for line in grid.lines:
@@ -75,9 +75,11 @@ def _points(grid: Grid, relation: Relation, data: str) -> Iterator[dict[str, Any
             continue
         pairs = []
         for folder in line.cells:
-            x, y = (
-                _value(folder, teachers[folder], q, relation.checkpoint) for q in (relation.x, relation.y)
-            )
+            teacher = teachers[folder]
+            by_teacher = any(q.startswith(OF_TEACHER) for q in (relation.x, relation.y))
+            if folder in left_out or (by_teacher and teacher is not None and Path(teacher) in left_out):
+                continue
+            x, y = (_value(folder, teacher, q, relation.checkpoint) for q in (relation.x, relation.y))
             if x is not None and y is not None:
                 pairs.append((x, y))
         if pairs and _is_of_a_student(line, relation):

@@ -4,7 +4,7 @@ The result is `study.json`; see docs/studies.md for its entries.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from iad_ext.report.reading import COSTS, is_known
 from iad_ext.statistics import Difference, Flags, Spread
 from iad_ext.studies import relations
 from iad_ext.studies.grid import MEASURES, Claim, Grid, Line
-from iad_ext.studies.runner import environment_of
+from iad_ext.studies.runner import environment_of, measured_otherwise
 
 CHECKPOINTS = ("best", "last")
 OWN_SPREAD = 3  # seeds that two rows have in common from which on these tell how far their difference moves
@@ -79,9 +79,11 @@ def _flags(folder: Path) -> dict[str, Flags]:
     return {name: flags.astype(bool) for name, flags in found.items()}
 
 
-def _runs_of(line: Line) -> list[Run]:
+def _runs_of(line: Line, left_out: Set[Path]) -> list[Run]:
     found = []
     for folder in line.cells:
+        if folder in left_out:
+            continue
         try:
             found.append(Run(folder, files.read_json(folder / "results.json")))
         except (OSError, ValueError):
@@ -98,7 +100,8 @@ def collect(grid: Grid) -> dict[str, Any]:
 class _Collector:
     def __init__(self, grid: Grid) -> None:
         self.grid, self.study_ = grid, grid.study
-        self.runs = {line.label: _runs_of(line) for line in grid.lines}
+        self.left_out = {cell.folder for cell in grid.cells if measured_otherwise(cell)}
+        self.runs = {line.label: _runs_of(line, self.left_out) for line in grid.lines}
         self.spreads: dict[tuple[str, str, str, str], Spread] = {}
 
     def study(self) -> dict[str, Any]:
@@ -121,7 +124,7 @@ class _Collector:
                 self._claim(claim, comparisons, data) for data in self._data() for claim in study.claims
             ],
             "figures": {name: list(labels) for name, labels in study.figures.items()},
-            "relations": relations.collect(self.grid),
+            "relations": relations.collect(self.grid, self.left_out),
             "provenance": self._provenance(),
         }
 
@@ -281,8 +284,9 @@ class _Collector:
         """Of the differences of all pairs of rows that the study compares, over the seeds that a pair shares."""
         key = (data, measure, which, "pairs")
         if key not in self.spreads:
-            # a pair stands there once, whichever way round a row and a claim have it: its seeds are no more for that
-            apart = {frozenset(pair): pair for pair in self._pairs()}
+            # the same runs count once, whichever way round a row and a claim have them, and by whatever labels
+            runs = {line.label: line.cells for line in self.grid.lines}
+            apart = {frozenset((runs[a], runs[b])): (a, b) for a, b in self._pairs() if runs[a] != runs[b]}
             pairs = [
                 _of_same_seeds(self._flags(a, measure, which), self._flags(b, measure, which))
                 for a, b in apart.values()
@@ -366,6 +370,9 @@ class _Collector:
             ),
             "runs": sum(len(runs) for runs in self.runs.values()),
             "runs_wanted": sum(len(line.cells) for line in self.grid.lines),
+            "measured_otherwise": len(
+                {folder for line in self.grid.lines for folder in line.cells} & self.left_out
+            ),
         }
 
 

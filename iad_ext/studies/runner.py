@@ -108,6 +108,19 @@ def is_finished(cell: Cell) -> bool:
     )
 
 
+def measured_otherwise(cell: Cell) -> bool:
+    """Whether a run's results are of other images, another radius and the like than the cell's study asks for.
+
+    Which attacks and checkpoints there are is no part of it. What older results do not say counts as the default.
+    """
+    measured = measured_by(cell.folder)
+    asked = dataclasses.asdict(cell.settings.eval)
+    usual = dataclasses.asdict(settings.EvalSettings())
+    return measured is not None and any(
+        measured.get(name, usual[name]) != asked[name] for name in asked if name not in ("attacks", "of")
+    )
+
+
 def measured_by(folder: Path) -> dict[str, Any] | None:
     """The evaluation settings of a run's results; None where it has none that can be read."""
     try:

@@ -219,18 +219,22 @@ def _remarks(study: Content) -> Iterator[str]:
         yield ""
     several = len(study["settings"]["data"]) > 1
     for data in study["settings"]["data"]:
-        measured = {
-            NAMES[measure]: found_["n"]
-            for row in study["rows"]
-            if row["data"] == data
-            for of in row["checkpoints"].values()
-            for measure, found_ in of.items()
-            if found_["n"] is not None
-        }
+        measured: dict[str, set[int]] = {}
+        for row in study["rows"]:
+            for of in row["checkpoints"].values() if row["data"] == data else ():
+                for measure, found_ in of.items():
+                    if found_["n"] is not None:
+                        measured.setdefault(NAMES[measure], set()).add(found_["n"])
         if measured:
-            counts = ", ".join(f"{name} {n}" for name, n in measured.items())
+            counts = ", ".join(f"{name} {' or '.join(map(str, sorted(n)))}" for name, n in measured.items())
             yield f"Images{f' of {data}' if several else ''}: {counts}."
     yield f"Finished runs: {found['runs']} of {found['runs_wanted']}. Mean ± standard deviation over seeds, percent."
+    if left_out := found.get("measured_otherwise"):
+        yield ""
+        yield (
+            f"Left out: {left_out} measured with other `--eval` settings than the study's; the study without --report "
+            "measures anew."
+        )
 
 
 def _about_differences(study: Content) -> Iterator[str]:
