@@ -682,15 +682,14 @@ class Evaluate:
         from safetensors.torch import save
 
         from iad_ext import files, provenance
-        from iad_ext.backbones import architecture_of, num_classes_of
+        from iad_ext.backbones import architecture_of, network_digest, num_classes_of
         from iad_ext.comparing import verdicts_beside
-        from iad_ext.provenance import digest
 
         content = {
             "source": self.model,
             "architecture": architecture_of(network),
             "num_classes": num_classes_of(network),
-            "weights": digest(network.state_dict()),
+            "weights": network_digest(network),
             "measured": {key: value for key, value in measured.items() if key != "robust"},
             "data": dict(images.provenance),
             "environment": provenance.environment(),
@@ -718,8 +717,8 @@ class Compare:
     """Run folders, or the JSON files that evaluate --out wrote."""
     against: Annotated[tuple[str, ...], _option(metavar="RESULT …")]
     """Those that they are compared with: as many, the first with the first, the second with the second."""
-    of: Annotated[str, arg(metavar="best|last")] = "best"
-    """Which network of a run folder."""
+    of: Annotated[str | None, _option(metavar="best|last")] = None
+    """Which network of a run folder; best when not given."""
     out: Annotated[Path | None, _option(metavar="FILE")] = None
     """Write the differences as JSON."""
 
@@ -733,8 +732,15 @@ class Compare:
         if self.out is not None:
             _require_writable(self.out)
         with _input():
+            runs = any(Path(source).is_dir() for source in (*self.these, *self.against))
+            if self.of is not None and not runs:
+                raise ValueError(
+                    "--of is for run folders, and none of these is one: a JSON file holds one network; leave it out"
+                )
+            of = (self.of or "best") if runs else None
             these, against = (
-                [read_measured(source, of=self.of) for source in side] for side in (self.these, self.against)
+                [read_measured(source, of=of or "best") for source in side]
+                for side in (self.these, self.against)
             )
             found = compare(these, against)
         several = len(these) > 1
@@ -764,7 +770,7 @@ class Compare:
             content = {
                 "these": list(self.these),
                 "against": list(self.against),
-                "of": self.of,
+                "of": of,
                 "differences": as_json(found),
             }
             with _writing(self.out):
@@ -1013,13 +1019,18 @@ class Threats:
                 raise ValueError(
                     f"--{option} is in pixels of [0, 1], such as 8/255; got {text}, which is outside (0, 1)"
                 )
-        for option, text, part in (
-            ("corruptions", self.corruptions, "corruptions"),
-            ("linf-eps", self.linf_eps, "unseen"),
-            ("l2-eps", self.l2_eps, "unseen"),
+        radius = ("transfer", "calibration", *(["unseen"] if self.linf_eps is None else []))
+        for option, text, of in (
+            ("corruptions", self.corruptions, ["corruptions"]),
+            ("linf-eps", self.linf_eps, ["unseen"]),
+            ("l2-eps", self.l2_eps, ["unseen"]),
+            ("eps", self.eps, radius),
+            ("teacher", None if self.with_teachers else self.teacher, ["calibration"]),
         ):
-            if text is not None and part not in parts:
-                raise ValueError(f"--{option} is for {part}; add {part} to --parts, or leave it out")
+            if text is not None and not set(of) & set(parts):
+                raise ValueError(
+                    f"--{option} is for {' and '.join(of)}; add {of[0]} to --parts, or leave it out"
+                )
         l2_eps = parse_fraction("128/255" if self.l2_eps is None else self.l2_eps)
         if not 0 < l2_eps < float("inf"):
             raise ValueError(f"--l2-eps is in pixels of [0, 1], such as 128/255; got {self.l2_eps}")
@@ -1088,9 +1099,12 @@ class Threats:
             said = f", teacher {teacher}" if teacher is not None else ""
             rows.append((short[each.name], f"{each.name}: {each.which or each.source}{said}"))
         note = images.provenance.get("encoding_note")
+        parts = set(words(self.parts))
+        attacking = parts - {"corruptions"}
+        at = f"L∞ radius {show_fraction(eps)}, " if attacking - {"unseen"} else ""
         rows += [
             ("images", f"{len(images.test)} test images of {images.provenance['name']}{f' ({note})' if note else ''}"),
-            ("attacks", f"PGD-20 on each network, L∞ radius {show_fraction(eps)}, seed {self.seed}"),
+            *([("attacks", f"PGD-20 on each network, {at}seed {self.seed}")] if attacking else []),
             *(("note", each) for each in missing),
         ]  # fmt: skip
         for title, said in rows:
@@ -1142,23 +1156,22 @@ class Threats:
         right = {name: flags.contiguous() for name, flags in result["right"].items()}
         measured = {key: value for key, value in result.items() if key != "right"}
         drawings = {"transfer": plots.transfer_matrix, "calibration": plots.reliability_diagrams}
-        with _writing(out):
-            figures = []
-            for part, draw in drawings.items():
-                for suffix in (".svg", ".png") if part in result else ():
-                    draw(result, out / f"{part}{suffix}")
-                    figures.append(f"{part}{suffix}")
-            content = {
-                "models": facts,
-                "measured": measured,
-                "data": dict(images.provenance),
-                "environment": provenance.environment(),
-            }
+        drawn = [part for part in drawings if part in result]
+        content = {
+            "models": facts,
+            "measured": measured,
+            "data": dict(images.provenance),
+            "environment": provenance.environment(),
+        }
+        with _writing(out):  # what cost the time first
             files.write_json(out / "threats.json", content)
-            shown = [figure for figure in figures if figure.endswith(".svg")]
-            files.write_text(out / "threats.md", page(result, facts, images.provenance, shown))
             if right:
                 files.write_whole(out / "right.safetensors", save(right))
+            shown = [f"{part}.svg" for part in drawn]
+            files.write_text(out / "threats.md", page(result, facts, images.provenance, shown))
+            figures = [f"{part}{suffix}" for part in drawn for suffix in (".svg", ".png")]
+            for figure in figures:
+                drawings[Path(figure).stem](result, out / figure)
         written = ["threats.json", "threats.md", *(["right.safetensors"] if right else []), *figures]
         print("\n" + wrapped(f"{', '.join(written)} in {out}", first="written".ljust(10), rest=" " * 10))
 
@@ -1249,10 +1262,12 @@ class Export:
 
     def _require(self, record: Any, wanted: Sequence[str]) -> None:
         """Nothing is written where a part of it cannot be."""
+        from iad_ext.backbones import checked_size
         from iad_ext.export import onnx, robustbench
 
         if "onnx" in wanted:
             onnx.require_packages()
+            checked_size(self.image_size)
         if "robustbench" in wanted:
             robustbench.require_measured(record)
 

@@ -33,6 +33,8 @@ from iad_ext.units import parse_fraction, show_fraction
 MEASURES = {
     "natural": ("natural", "#000000", "o"),
     "fgsm": ("FGSM", "#56B4E9", "^"),
+    "fgsm_plain": ("FGSM, no random start", "#E69F00", "P"),
+    "pgd10": ("PGD-10", "#CC79A7", "v"),
     "pgd20": ("PGD-20", "#0072B2", "s"),
     "cw_inf": ("CW∞", "#009E73", "D"),
     "aa": ("AutoAttack", "#D55E00", "*"),
@@ -55,7 +57,13 @@ def comparison(
         examples: rows of images as `{"label": str, "images": (n, C, H, W) in [0, 1], "captions": [str] * n}`.
     """
     with mpl.rc_context(
-        {"font.size": 10, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+        {
+            "font.size": 10,
+            "svg.fonttype": "none",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "text.parse_math": False,  # a name may hold a $
+        }
     ):
         heights = [1.0 + 0.42 * len(results), 0.4 + 1.05 * len(examples)]
         figure = Figure(figsize=(8, sum(heights) if examples else heights[0]), layout="constrained")
@@ -100,7 +108,11 @@ def _accuracies(axes: Axes, results: Mapping[str, Mapping[str, Any]]) -> None:
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.legend(
-        ncols=len(measures), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, handletextpad=0.1
+        ncols=min(len(measures), 5),
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        frameon=False,
+        handletextpad=0.1,
     )
 
 
@@ -156,6 +168,7 @@ STYLE = {
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name may hold a $
     "svg.hashsalt": "iad-ext",  # the same run gives the same file
 }
 
@@ -206,6 +219,12 @@ class Run:
         """A setting of the objective, None where it is not set."""
         held = self.settings.get("objective", {})
         return held.get(name) if isinstance(held, Mapping) else None
+
+    @property
+    def beta(self) -> float | None:
+        """β of α = P_T(x̃|y)^β; None where the run has none, or its `trust` is another."""
+        held = self.objective("beta")
+        return float(held) if _is_number(held) and self.objective("trust") is None else None
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -449,7 +468,7 @@ def training_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def trust_by_beta(axes: Axes, runs: Sequence[Run]) -> None:
-    """Figure 4: how α = P_T(x̃|y)^β is distributed in the last epoch, by β."""
+    """Figure 4: how P_T(x̃|y)^β is distributed in the last epoch, by β; with the run's own β it is its α."""
     run = _only(runs)
     held = [record for record in run.records if isinstance(record.get(HISTOGRAM), list)]
     if not held:
@@ -461,27 +480,26 @@ def trust_by_beta(axes: Axes, runs: Sequence[Run]) -> None:
         )
     # the share of images with at least so much trust: no choice of bins in it, and one line a β
     above = 100 * np.append(counts[::-1].cumsum()[::-1], 0) / counts.sum()
-    own = run.objective("beta")
-    betas = sorted({*BETAS, *([float(own)] if _is_number(own) else [])})
+    own = run.beta
+    betas = sorted({*BETAS, *([] if own is None else [own])})
     for beta, (colour, marker, line) in zip(betas, MARKS, strict=False):
         places = edges**beta if beta else np.ones_like(edges)
         label = f"β = {beta:g}" + (", this run's" if beta == own else "")
         axes.plot(places, above, line, color=colour, marker=marker, markevery=(1, 6), label=label)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 100)
-    axes.set_xlabel(f"α, epoch {int(held[-1]['epoch']) + 1}")
+    axes.set_xlabel(f"{'P_T(x̃|y)^β' if own is None else 'α'}, epoch {int(held[-1]['epoch']) + 1}")
     axes.set_ylabel("images with at least this α, %")
     _legend_above(axes, handlelength=2.4)
 
 
 def trust_histogram(axes: Axes, runs: Sequence[Run]) -> None:
-    """The histogram of α at the run's own β (0.1 where it has none), first and last epoch that has one."""
+    """The histogram of α = P_T(x̃|y)^β, or of P_T(x̃|y)^0.1 where the run has no β, first and last epoch with one."""
     run = _only(runs)
     held = [record for record in run.records if isinstance(record.get(HISTOGRAM), list)]
     if not held:
         raise NothingToDrawError(f"{run.label} has no {HISTOGRAM}")
-    own = run.objective("beta")
-    beta = float(own) if _is_number(own) and own else 0.1
+    beta = 0.1 if run.beta is None else run.beta
     widths, edges = np.linspace(0, 1, 21), np.array(TRUST_EDGES) ** beta
     for record, (colour, hatch) in zip(
         held[:: max(1, len(held) - 1)], ((SKY, ""), (VERMILION, "///")), strict=False
@@ -500,7 +518,7 @@ def trust_histogram(axes: Axes, runs: Sequence[Run]) -> None:
             label=f"epoch {int(record['epoch']) + 1}",
         )
     axes.set_xlim(0, 1)
-    axes.set_xlabel(f"α = P_T(x̃|y)^β, β = {beta:g}")
+    axes.set_xlabel(f"P_T(x̃|y)^{beta:g}" if run.beta is None else f"α = P_T(x̃|y)^β, β = {beta:g}")
     axes.set_ylabel("training images, %")
     _legend_above(axes)
 
@@ -733,6 +751,7 @@ def reliability_diagrams(result: Mapping[str, Any], path: Path) -> None:
             axes.set_ylim(0, 1)
             axes.set_xlabel(forecast)
             axes.set_ylabel(share)
-        handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=2.8)
+        # by name, also one that begins with "_", which matplotlib would leave out; behind the diagonal every panel
+        # draws, the first has every network
+        figure.legend(grid[0].lines[1:], list(found), loc="outside lower center", ncols=2, handlelength=2.8)
         figure.savefig(path, dpi=200, **_undated(path.suffix))

@@ -146,6 +146,20 @@ def test_the_bootstrap_of_a_mean_is_its_standard_error():
     assert again == (low, high)
 
 
+def test_an_interval_of_few_images_stays_where_its_mean_can_lie():
+    """One image of 40 is odd: the basic interval is the reflected one, and leaves the range on the other side."""
+    rare = torch.zeros(40, dtype=torch.float64)
+    rare[0] = 1
+    assert calibrations.mean_interval(rare, most=math.inf)[0] == 0
+    assert calibrations.mean_interval(1 - rare, most=1)[1] == 1
+    logits = torch.full((40, 2), 9.0).scatter(1, rare.long()[:, None], 0.0)
+    for labels in (torch.ones(40, dtype=torch.long), torch.zeros(40, dtype=torch.long)):
+        found = evaluate_calibration(logits, labels)
+        for name, most in (("nll", math.inf), ("brier", 2)):
+            low, high = found["interval"][name]
+            assert 0 <= low <= found[name] <= high <= most
+
+
 def test_images_without_finite_logits_are_left_out(answers):
     logits, labels = answers
     broken = logits.clone()

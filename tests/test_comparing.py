@@ -162,6 +162,19 @@ def test_what_is_not_understood_is_said(tmp_path, say):
         assert said in err.replace("\n", " "), err
 
 
+def test_which_network_is_asked_of_run_folders_only(tmp_path, say):
+    run = write_run(tmp_path / "run", {"pgd20": right(0.6, 1)})
+    file = write_evaluation(tmp_path / "one.json", {"pgd20": right(0.5, 2)})
+    code, _, err = say("compare", file, "--against", file, "--of", "best")
+    assert code == 2
+    assert "--of is for run folders" in err
+    for sides, of in (([file, file], None), ([run, file], "best"), ([file, run, "--of", "last"], "last")):
+        first, second, *rest = sides
+        code, _, err = say("compare", first, "--against", second, *rest, "--out", tmp_path / "found.json")
+        assert code == 0, err
+        assert json.loads((tmp_path / "found.json").read_text())["of"] == of
+
+
 def test_what_evaluate_writes_can_be_compared(tmp_path, say):
     line = ["--data.name", "digits", "--limit", "24", "--attacks", "natural,pgd20", "--curve-limit", "0"]
     for seed, name in enumerate(("one", "two")):

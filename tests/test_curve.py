@@ -130,6 +130,13 @@ def test_a_rising_curve_is_flagged():
     assert [flag["flag"] for flag in curve.flags(stands(10, 10, 10, 10))] == []
 
 
+@pytest.mark.parametrize(("eps", "judged"), [(2 / 255, False), (4 / 255, False), (0.031, True), (0.1, True)])
+def test_what_stands_is_held_against_the_gradients_only_far_out(eps, judged):
+    """At 4 · 2/255 an honest network may be right; at four times the paper's radius it may not."""
+    stands = {radius: torch.arange(200) < 180 - 20 * k for k, radius in enumerate(curve.radii(eps))}
+    assert [flag["flag"] for flag in curve.flags(stands)] == ["curve_does_not_fall"] * judged
+
+
 def test_it_is_measured_on_the_first_images_and_only_if_asked(network, test_set):
     assert "curve" not in evaluate(network, *test_set, ("natural",), EPS)
     result = evaluate(network, *test_set, ("natural",), EPS, curve=30)

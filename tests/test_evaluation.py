@@ -34,6 +34,7 @@ from iad_ext.evaluation import (
     format_table,
     interval,
     masking,
+    with_autoattack,
 )
 from iad_ext.evaluation.autoattack import Runner, State
 from iad_ext.evaluation.kept import _sum
@@ -617,6 +618,9 @@ def test_all_forms_of_the_same_images_give_the_same_flags(trained, test_set):
         (raw.numpy(), labels.numpy()),
         (read_only, labels.to(torch.uint8)),
         (strided, labels.numpy().astype(np.int16)),
+        (floats.numpy().astype(">f4"), labels.numpy().astype(">i4")),
+        (raw, labels.numpy().astype(np.uint16)),
+        (raw, labels.to(torch.uint32)),
     ]:
         assert torch.equal(
             evaluate(trained, images, given_labels, ("pgd10",), EPS)["robust"]["pgd10"], expected
@@ -805,6 +809,33 @@ def test_autoattack_above_pgd_is_flagged_beyond_a_whisker():
     assert (flag["flag"], flag["attack"], flag["images"]) == ("weaker_attack_stronger", "aa", 20)
 
 
+def test_fewer_images_for_autoattack_take_no_flag_from_it(trained, test_set, monkeypatch):
+    """Measured in two parts, it is doubted for what one call on those images doubts it for."""
+    real, fells = Runner._attacked, {"square": []}
+
+    def weak(self, stage, sample, positions):
+        outcome = real(self, stage, sample, positions)
+        outcome.fell[:] = torch.from_numpy(np.isin(positions, fells.get(stage, [])))
+        return outcome
+
+    monkeypatch.setattr(Runner, "_attacked", weak)
+    attacks = ("natural", "pgd20")
+    others = evaluate(trained, *test_set, attacks, EPS, batch_size=40)
+    few = test_set[0][:80], test_set[1][:80]
+    stood = others["robust"]["pgd20"][:80].nonzero()[:, 0].tolist()
+    fallen = (~others["robust"]["pgd20"][:80]).nonzero()[:, 0].tolist()
+    for fells["square"], flag in (
+        ([], "weaker_attack_stronger"),
+        (stood, "square_beats_gradients"),
+        (fallen, None),
+    ):
+        whole = evaluate(trained, *few, (*attacks, "aa"), EPS, batch_size=40, aa_settings=TRIMMED)
+        alone = evaluate(trained, *few, ("aa",), EPS, batch_size=40, aa_settings=TRIMMED)
+        merged = with_autoattack(others, alone)
+        assert merged["flags"] == whole["flags"]
+        assert flag_names(merged) & {"weaker_attack_stronger", "square_beats_gradients"} == {flag} - {None}
+
+
 def test_a_harmless_radius_is_no_sign_of_masking():
     natural = torch.arange(1000) < 900
     assert list(masking.from_robust(natural, {"pgd20": natural}, eps=1 / 255)) == []
@@ -931,6 +962,16 @@ def test_a_natural_image_of_a_later_batch_without_finite_logits_is_named(trained
 
     with pytest.raises(ValueError, match="position 4"):
         evaluate(Wrapped(trained, before=undefined_on_black), images, labels, ("natural",), batch_size=2)
+
+
+def test_small_gradients_move_an_image_in_any_company(trained, test_set):
+    """In fp16 a mean over the batch loses what one image alone keeps."""
+    network = Wrapped(copy.deepcopy(trained).half(), after=lambda z: z / 2**16)
+    for attack in ("pgd20", "cw_inf"):
+        alone, together = (
+            accuracy_under(network, *test_set, attack, eps=EPS, batch_size=size) for size in (1, 100)
+        )
+        assert (alone != together).sum() <= 1
 
 
 def test_something_that_is_no_network_is_refused():

@@ -232,6 +232,24 @@ def test_what_cannot_be_folded_is_measured_as_it_is(network, batch, change, said
         assert torch.equal(plain["robust"][attack], fast["robust"][attack])
 
 
+def test_a_copy_with_other_gradients_is_not_used(network, batch):
+    """Tracing follows the numbers, and loses what stops the gradient."""
+
+    class Hides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, images):
+            with torch.no_grad():
+                images = images * 1.0
+            return self.network(images)
+
+    fast = evaluate(Hides(), *batch, ("natural", "pgd10"), EPS, fast=True)
+    assert "other gradients" in fast["protocol"]["batchnorm"]
+    assert "zero_gradients" in {flag["flag"] for flag in fast["flags"]}
+
+
 def test_a_copy_that_answers_otherwise_is_not_used(network, batch, monkeypatch):
     from iad_ext.evaluation import subject
 

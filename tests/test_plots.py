@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from iad_ext import Outputs, plots
 from iad_ext.diagnostics import HISTOGRAM, TRUST_EDGES, Sums, figures
+from iad_ext.evaluation import ATTACKS, TITLES
 from iad_ext.objectives import PASSES, build
 
 EPOCHS, BETA = 6, 0.3
@@ -133,7 +134,7 @@ def test_figure_4_counts_the_images_that_are_trusted_so_far(folder):
             assert above == pytest.approx(100 * sum(p >= edge for p in found) / len(found), rel=1e-9)
 
 
-@pytest.mark.parametrize("beta", [0.1, 1.0])
+@pytest.mark.parametrize("beta", [0.0, 0.1, 1.0])
 def test_the_histogram_of_trust_is_that_of_the_images(tmp_path, beta):
     folder = run_folder(tmp_path / "run", beta=beta)
     axes, _ = drawn("trust", folder)
@@ -144,6 +145,18 @@ def test_the_histogram_of_trust_is_that_of_the_images(tmp_path, beta):
             for k in range(20)
         ]
         assert list(stairs.get_data().values) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("objective", [{"trust": "three_cases"}, {"beta": None}])
+def test_a_run_whose_weight_is_no_power_has_no_beta_of_its_own(tmp_path, objective):
+    """`beta` keeps its default beside another trust, and says nothing there."""
+    folder = run_folder(tmp_path / "run", **{"beta": 0.3, **objective})
+    assert drawn("trust", folder)[0].get_xlabel() == "P_T(x̃|y)^0.1"
+    axes, curves = drawn("figure4", folder)
+    assert list(curves) == ["β = 0.01", "β = 0.1", "β = 0.5", "β = 1"]
+    assert axes.get_xlabel() == "P_T(x̃|y)^β, epoch 6"
+    own = run_folder(tmp_path / "own", beta=0.0)
+    assert drawn("trust", own)[0].get_xlabel() == "α = P_T(x̃|y)^β, β = 0"
 
 
 def test_accuracy_by_radius_is_what_was_measured(folder):
@@ -246,6 +259,16 @@ def test_what_a_run_does_not_have_is_not_drawn(tmp_path, name, records):
     with pytest.raises(plots.NothingToDrawError):
         plots.draw(name, [run_folder(tmp_path / "run", records)], tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_can_stand_beside_others(tmp_path, monkeypatch, attack):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    result = {attack: 40.0, "n": 50, "interval": {attack: (30.0, 55.0)}}
+    plots.comparison({"one": result}, title="t", path=tmp_path / "a.png")
+    (legend,) = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert legend == f"{TITLES[attack]}, n=50"
 
 
 def test_refusals(folder, tmp_path):

@@ -134,6 +134,16 @@ def test_the_headline_is_what_was_measured(run):
     assert len(captions) == 4
 
 
+def test_beta_beside_another_trust_is_not_told(run):
+    assert ("β " in page_of(run).text, "this run's" in page_of(run).text) == (True, True)
+    settings = yaml.safe_load((run / "settings.yaml").read_text())
+    settings["objective"]["trust"] = "three_cases"
+    (run / "settings.yaml").write_text(yaml.safe_dump(settings))
+    page = page_of(run).text
+    assert "β 0.1" not in page
+    assert "this run's" not in page
+
+
 def test_what_casts_doubt_is_said_first(run):
     results = json.loads((run / "results.json").read_text())
     results["best"]["flags"] = [{"flag": "masked", "attack": "pgd20", "detail": "it is odd", "images": 3}]
@@ -660,6 +670,19 @@ def test_one_seed_says_nothing_of_methods(tmp_path):
     assert "badge bad" not in page.attribute("class")
     assert "· these networks only" in page.text
     assert sentence in page.text
+
+
+@pytest.mark.parametrize(("p", "said"), [(4.4e-16, "<0.001"), (0.0004, "<0.001"), (0.0014, "0.001")])
+def test_no_p_value_is_nought(tmp_path, p, said):
+    (one,) = json.loads((study(tmp_path) / "study.json").read_text())["comparisons"]
+    held = {"called": "IAD-I", "method": "iad1", "rho": -1.0, "n": 8, "p": p}
+    point = {"label": "a", "teacher": "at", "method": "iad1", "x": 1.0, "y": 2.0}
+    found = {"x": "a", "y": "b", "x_title": "a", "y_title": "b", "points": [point], "correlations": [held]}
+    changed = {"comparisons": [one | {"mcnemar_p": p}], "relations": [found]}
+    page = page_of(study(tmp_path, **changed))
+    assert "0.000" not in page.text
+    assert f"IAD-I: p {'' if said[0] == '<' else '= '}{said}" in page.text
+    assert page.text.count(said) == 2
 
 
 def test_many_comparisons_are_folded_but_for_the_strongest_attack_s(tmp_path):

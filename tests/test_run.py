@@ -427,6 +427,7 @@ def test_autoattack_on_fewer_images_says_so(here, monkeypatch):
         if attacks == ("aa",):
             found |= {"aa": found["natural"], "robust": {"aa": found["robust"]["natural"]}}
             found["interval"] = {"aa": found["interval"]["natural"]}
+            found["protocol"]["attacks"] = {"aa": {"fell_to_square": []}}
         return found
 
     monkeypatch.setattr(run, "evaluate", measure)

@@ -128,6 +128,18 @@ def test_a_network_that_falls_to_anothers_attack_only_is_flagged(networks, batch
     )
 
 
+def test_a_network_that_evaluate_refuses_is_refused_by_name(networks, batch):
+    images = batch[0].clone()
+    images[4] = 0
+
+    class UndefinedOnBlack(torch.nn.Module):
+        def forward(self, x):
+            return networks["one"](torch.where(x.flatten(1).any(1)[:, None, None, None], x, torch.nan))
+
+    with pytest.raises(ValueError, match=r"odd: expected finite logits; .* the first at position 4"):
+        evaluate_transfer({"one": networks["one"], "odd": UndefinedOnBlack()}, images, batch[1], batch_size=2)
+
+
 def test_networks_are_left_as_they_were(networks, batch):
     network = networks["one"].train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -488,6 +500,43 @@ def test_the_command_takes_parts_names_and_saved_networks(say, runs, tmp_path):
     assert "Transfer" not in printed
 
 
+def test_an_attack_is_told_where_there_is_one(say, runs):
+    line = ["threats", runs[0], "--limit", "5", "--corruptions", "contrast", "--parts"]
+    for parts, told in (
+        ("corruptions", []),
+        ("corruptions,unseen", ["PGD-20 on each network, seed 0"]),
+        ("corruptions,transfer", ["PGD-20 on each network, L∞ radius 0.1, seed 0"]),
+    ):
+        code, printed, err = say(*line, parts)
+        assert code == 0, err
+        assert re.findall(r"^attacks +(.*)", printed, re.MULTILINE) == told
+
+
+def test_any_name_is_drawn_as_it_is(say, runs, tmp_path):
+    names = [r"a$\x$", "_two"]
+    line = ["threats", *runs, "--limit", "20", "--parts", "transfer,calibration"]
+    code, _, err = say(*line, "--names", ",".join(names), "--out", tmp_path / "out")
+    assert code == 0, err
+    for figure in ("transfer.svg", "calibration.svg"):
+        text = (tmp_path / "out" / figure).read_text(encoding="utf-8")
+        assert all(name in text for name in names), figure
+
+
+def test_a_figure_that_fails_costs_no_number(say, runs, tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(plots, "transfer_matrix", fails)
+    line = ["threats", runs[0], "--limit", "5", "--parts", "transfer", "--out", tmp_path / "out"]
+    with pytest.raises(RuntimeError, match="no font"):
+        say(*line)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "threats.json",
+        "threats.md",
+        "right.safetensors",
+    }
+
+
 def test_what_a_bare_checkpoint_needs_is_not_asked_of_the_runs_beside_it(say, runs, tmp_path):
     network = create_network("cifar_resnet20", num_classes=10, seed=3)
     torch.save({"a": network.state_dict(), "b": {}}, tmp_path / "bare.pt")
@@ -560,6 +609,15 @@ REFUSED = {
         "x --parts transfer --corruptions contrast",
         "--corruptions is for corruptions; add",
     ),
+    "radius of nothing": (
+        "x --parts corruptions --eps 0.3",
+        "--eps is for transfer and calibration and unseen; add",
+    ),
+    "radius of other radii": (
+        "x --parts unseen --eps 0.3 --linf-eps 0.1",
+        "--eps is for transfer and calibration; add transfer to --parts",
+    ),
+    "teacher of nothing": ("x --parts transfer,unseen --teacher y", "--teacher is for calibration; add"),
     "limit": ("x --limit 0", "--limit must be at least 1"),
     "device": ("x --device gpu", "--device gpu: "),
     "names": ("RUN --names a,b", "expected 1 names, one a network, got 2"),

@@ -202,7 +202,7 @@ class Runner:
         return adv
 
     def protocol(self, state: State) -> dict[str, Any]:
-        """Say what was run, and for every stage how many images it attacked and broke, and what was left."""
+        """Say what was run, for every stage how many images it attacked and broke, and which fell to Square."""
         n, stages = len(state.fell_to), []
         for index, name in enumerate(self.stages):
             attacked = int(((state.fell_to == STANDS) | (state.fell_to >= index)).sum())
@@ -223,6 +223,7 @@ class Runner:
             **self.budget,
             "n_target_classes": self.targets,
             "stages": stages,
+            "fell_to_square": (state.fell_to == self.stages.index("square")).nonzero()[:, 0].tolist(),
         }
 
     def flags(self, sample: Sample, state: State) -> Iterator[Flag]:

@@ -10,6 +10,7 @@ IAD takes the teacher's probability of the true class on the student's adversari
   defect of the teacher.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -182,6 +183,7 @@ def evaluate_calibration(
         "nll": F.cross_entropy(logits, labels, reduction="none"),
         "brier": (p - truth).square().sum(dim=1),
     }
+    most = {"nll": math.inf, "brier": 2.0}
     return {
         "n": confident.n,
         "accuracy": 100 * confident.share,
@@ -193,7 +195,10 @@ def evaluate_calibration(
         "interval": {
             "ece": [100 * confident.low, 100 * confident.high],
             "classes": [100 * classes.low, 100 * classes.high],
-            **{name: mean_interval(loss, replicates=replicates, seed=seed) for name, loss in losses.items()},
+            **{
+                name: mean_interval(loss, most=most[name], replicates=replicates, seed=seed)
+                for name, loss in losses.items()
+            },
         },
         "bins": _plain(confident.bins),
     }
@@ -245,17 +250,13 @@ def evaluate_trust(
     }
 
 
-def mean_interval(values: Tensor, *, replicates: int = REPLICATES, seed: int = 0) -> list[float]:
-    """The 95% bootstrap interval of a mean over images; `values` is (images,)."""
+def mean_interval(values: Tensor, *, most: float, replicates: int = REPLICATES, seed: int = 0) -> list[float]:
+    """The 95% bootstrap interval of a mean over images; `values` is (images,), each from 0 to `most`."""
     numbers = values.detach().cpu().double().numpy()
-    return list(
-        bootstrap_interval(
-            lambda counts: float(counts @ numbers / counts.sum()),
-            len(numbers),
-            replicates=replicates,
-            seed=seed,
-        )
+    low, high = bootstrap_interval(
+        lambda counts: float(counts @ numbers / counts.sum()), len(numbers), replicates=replicates, seed=seed
     )
+    return [max(0.0, low), min(most, high)]
 
 
 def _finite(logits: Logits, labels: Labels) -> tuple[Logits, Labels]:

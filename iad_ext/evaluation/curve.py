@@ -31,6 +31,7 @@ TIMES = (
 STEPS = 20
 STEP = 0.25  # of the radius
 ZERO = 0.05  # share of images that may still stand at the largest radius: "about zero"
+FAR = 30 / 255  # a radius at which nothing should be left: four times the paper's, also written as 0.031
 
 
 def radii(eps: float) -> list[float]:
@@ -123,7 +124,7 @@ def protocol(n: int, seconds: float) -> dict[str, Any]:
 
 
 def flags(stands: Mapping[float, Flags]) -> Iterator[Flag]:
-    """What the curve says against the gradients: it does not fall to about zero, or it rises.
+    """What the curve says against the gradients: it does not fall to about zero far out, or it rises.
 
     Args:
         stands: by radius, ascending, (n,) which images stand there.
@@ -131,7 +132,7 @@ def flags(stands: Mapping[float, Flags]) -> Iterator[Flag]:
     counts = {radius: int(flags.sum()) for radius, flags in stands.items()}
     n, largest = len(next(iter(stands.values()))), max(counts)
     natural, left = counts[min(counts)], counts[largest]
-    if natural >= MANY and left > max(2.0, ZERO * n):
+    if largest >= FAR and natural >= MANY and left > max(2.0, ZERO * n):
         yield Flag(
             flag="curve_does_not_fall",
             attack="*",

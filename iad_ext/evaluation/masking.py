@@ -118,6 +118,11 @@ def from_robust(natural: Flags, robust: Mapping[str, Flags], *, eps: float) -> I
     for attack, standing in robust.items():
         yield from _above_natural(attack, natural, standing)
         yield from _found_nothing(attack, natural, standing, eps)
+    yield from from_strengths(robust)
+
+
+def from_strengths(robust: Mapping[str, Flags]) -> Iterator[Flag]:
+    """Flag the attacks that leave more images standing than a weaker one; `robust` as for `from_robust`."""
     for stronger in sorted({strong for weak in robust for strong in STRONGER.get(weak, ())}):
         if stronger in robust:
             yield from _weaker_is_stronger(stronger, robust)

@@ -20,7 +20,14 @@ from iad_ext.evaluation.autoattack import Runner, State
 from iad_ext.evaluation.kept import Kept, key_of
 from iad_ext.evaluation.masking import Flag
 from iad_ext.evaluation.samples import Array, Sample, sample
-from iad_ext.evaluation.subject import Subject, check_device, fold_batchnorm, probe, under_evaluation
+from iad_ext.evaluation.subject import (
+    Subject,
+    check_device,
+    fold_batchnorm,
+    probe,
+    refuse_non_finite,
+    under_evaluation,
+)
 from iad_ext.evaluation.tables import format_table, hardware, interval, percent
 from iad_ext.evaluation.turns import Turns
 from iad_ext.names import known_arguments, unknown
@@ -339,6 +346,10 @@ def adversarial_batches(
         images, labels = data.batch(slice(first, first + batch_size))
         if attack is not None:
             noise = starts(offset + first, offset + first + len(images)) if starts is not None else None
+            if isinstance(attack, PGD):
+                # the loss is the batch's mean, whose small gradients a large batch would lose; a power of two
+                # takes no bit from the others
+                attack.loss_scale = 2.0 ** (len(images) - 1).bit_length()
             images = attack(images, labels, noise=noise)
         yield images, labels
 
@@ -478,7 +489,7 @@ class _Course:
         kept.save()
         right, finite = done
         if name == "natural":
-            self._refuse_non_finite(finite)
+            refuse_non_finite(finite)
             self.settings[name] = {"attack": "none", "mode": "eval"}
         else:
             self.flags += masking.non_finite(name, int((~finite).sum()))
@@ -530,14 +541,6 @@ class _Course:
         self.flags += curves.flags(stands)
         self.curve = {"curve": curves.result(stands), "curve_n": len(data)}
         self.curve_protocol = {"curve": curves.protocol(len(data), kept.seconds.get("curve", 0.0))}
-
-    def _refuse_non_finite(self, finite: Flags) -> None:
-        if not bool(finite.all()):
-            positions = (~finite).nonzero()[:, 0].tolist()
-            raise ValueError(
-                f"model: expected finite logits; got NaN or infinity on {len(positions)} of {len(finite)} "
-                f"natural images, the first at position {positions[0]}; check its weights and that image"
-            )
 
     def _autoattack(self, runner: Runner, natural: Flags) -> None:
         state = self.kept.autoattack = self.kept.autoattack or State.start(natural)

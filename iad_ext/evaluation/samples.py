@@ -61,17 +61,20 @@ def sample(images: Array, labels: Array, *, device: torch.device, dtype: torch.d
     _check_types(pixels, classes)
     _check_shapes(pixels, classes)
     _check_pixels(pixels)
+    classes = classes.to(torch.int64)  # torch takes no minimum of uint16
     if (lowest := int(classes.min())) < 0:
         raise ValueError(f"{LABELS} from 0; the lowest is {lowest}; drop or relabel those images")
-    return Sample(pixels, classes.to(device, torch.int64), device, dtype)
+    return Sample(pixels, classes.to(device), device, dtype)
 
 
 def _tensor(values: Array, expected: str) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach()
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
-        # torch shares memory with arrays that are writable and contiguous, and complains about others
-        return torch.from_numpy(np.require(values, requirements=["C", "W"]))
+        # torch shares memory with arrays that are writable, contiguous and of this machine's byte order, and complains
+        # about others
+        native = values.astype(values.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(np.require(native, requirements=["C", "W"]))
     came = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
     raise TypeError(
         f"{expected}, as a tensor or NumPy array; got {came}; convert it, for example with np.stack"

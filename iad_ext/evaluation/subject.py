@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from iad_ext.modes import frozen, mode
-from iad_ext.types import Images, Logits
+from iad_ext.types import Flags, Images, Logits
 
 log = logging.getLogger(__name__)
 
 ROUNDING = 1e-4  # of the largest logit: how far folding may move one; it moves them by about 1e-6
+BENT = 1e-2  # of the input gradients' norm: how far folding may move them; it flips a ReLU here and there
 
 
 class Subject(nn.Module):
@@ -104,7 +105,8 @@ def fold_batchnorm(subject: Subject, images: Images) -> str:
     In eval mode BatchNorm is an affine map, so the logits are the same but for rounding: an image that lies on
     the boundary to the last bits may fall on its other side. Forward and input gradient no longer pass over the
     feature maps a second time. The caller's network is not touched. A network that cannot be traced, or whose
-    folded copy answers otherwise, stays as it is.
+    folded copy answers otherwise, stays as it is; so does one whose copy has other gradients, since tracing
+    loses a `torch.no_grad()` in the forward.
 
     Args:
         subject: the network, in eval mode; its `model` is replaced.
@@ -118,6 +120,8 @@ def fold_batchnorm(subject: Subject, images: Images) -> str:
     if subject.dtype not in (torch.float32, torch.float64):
         return f"not folded: the network is in {str(subject.dtype).removeprefix('torch.')}"
     expected = subject(images)
+    said = expected.argmax(dim=1, keepdim=True)
+    slope = _slope(subject, images, said)
     original = subject.model
     try:
         copy = fuse(original)
@@ -125,7 +129,7 @@ def fold_batchnorm(subject: Subject, images: Images) -> str:
         if subject.layout == torch.channels_last:
             copy = copy.to(memory_format=torch.channels_last)
         subject.model = copy
-        came = subject(images)
+        came, bent = subject(images), _slope(subject, images, said)
     except Exception as error:
         subject.model = original
         log.debug("not folded", exc_info=error)
@@ -133,7 +137,18 @@ def fold_batchnorm(subject: Subject, images: Images) -> str:
     if came.shape != expected.shape or not (came - expected).abs().max() <= ROUNDING * expected.abs().max():
         subject.model = original
         return "not folded: the folded copy answers otherwise"
+    if not (bent - slope).norm() <= BENT * slope.norm():
+        subject.model = original
+        return "not folded: the folded copy has other gradients"
     return "folded"
+
+
+def _slope(subject: Subject, images: Images, classes: Tensor) -> Tensor:
+    """The input gradient of each image's logit of the class in `classes`, (batch, 1)."""
+    with torch.enable_grad():
+        images = images.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(subject(images).gather(1, classes).sum(), images)
+    return gradient
 
 
 @contextmanager
@@ -189,6 +204,16 @@ def check_device(subject: Subject, device: torch.device | str | None) -> None:
         raise ValueError(
             f"device: the network is on {subject.device}, {asked} was asked for; "
             f"move it first, with model.to({str(asked)!r}), or leave device out"
+        )
+
+
+def refuse_non_finite(finite: Flags, *, network: str = "model") -> None:
+    """Raise a ValueError if the logits of `network` are not finite on some natural image; `finite` is (N,)."""
+    if not bool(finite.all()):
+        positions = (~finite).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"{network}: expected finite logits; got NaN or infinity on {len(positions)} of {len(finite)} "
+            f"natural images, the first at position {positions[0]}; check its weights and that image"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from iad_ext.evaluation import masking
 from iad_ext.provenance import cpu_name
 from iad_ext.types import Flags
 
@@ -59,8 +60,24 @@ def images(result: Mapping[str, Any], attack: str) -> int:
 
 
 def with_autoattack(others: dict[str, Any], aa: dict[str, Any]) -> dict[str, Any]:
-    """One result from attacks on all images and AutoAttack on the first of them; `n_aa` says how many."""
-    merged = others | {"aa": aa["aa"], "n_aa": aa["n"], "flags": [*others["flags"], *aa["flags"]]}
+    """One result from attacks on all images and AutoAttack on the first of them; `n_aa` says how many.
+
+    What casts doubt on AutoAttack is looked for beside the other attacks on these images, as `evaluate` does it.
+    """
+    n = aa["n"]
+    beside = {name: stands[:n] for name, stands in others["robust"].items() if name != "natural"}
+    fell_to_square = torch.zeros(n, dtype=torch.bool)
+    fell_to_square[aa["protocol"]["attacks"]["aa"]["fell_to_square"]] = True
+    known = {(flag["flag"], flag["attack"]) for flag in others["flags"]}  # of the network, on more images
+    own = (flag for flag in aa["flags"] if (flag["flag"], flag["attack"]) not in known)
+    strengths = masking.from_strengths(beside | {"aa": aa["robust"]["aa"]})
+    flags = [
+        *others["flags"],
+        *(flag for flag in own if flag["flag"] != "square_beats_gradients"),  # it saw AutoAttack alone
+        *masking.square_beats_gradients(fell_to_square, beside),
+        *(flag for flag in strengths if flag["attack"] == "aa"),
+    ]
+    merged = others | {"aa": aa["aa"], "n_aa": n, "flags": flags}
     for key in ("robust", "interval"):
         merged[key] = others[key] | {"aa": aa[key]["aa"]}
     merged["protocol"] = others["protocol"] | {"aa": aa["protocol"]}

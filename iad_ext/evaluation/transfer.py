@@ -22,7 +22,7 @@ from iad_ext.evaluation.measures import (
     check_numbers,
 )
 from iad_ext.evaluation.samples import Array, Sample, sample
-from iad_ext.evaluation.subject import Subject, all_under_evaluation, probe
+from iad_ext.evaluation.subject import Subject, all_under_evaluation, probe, refuse_non_finite
 from iad_ext.evaluation.tables import interval, percent
 from iad_ext.names import known_arguments, unknown
 from iad_ext.reliability import predicts
@@ -123,7 +123,8 @@ def evaluate_transfer(
             for name, subject in subjects.items()
         }
         natural = {
-            name: _natural(subject, data[name], batch_size=batch_size) for name, subject in subjects.items()
+            name: _natural(name, subject, data[name], batch_size=batch_size)
+            for name, subject in subjects.items()
         }
         right: dict[str, dict[str, Flags]] = {}
         adversarial: dict[str, dict[str, Logits]] = {}
@@ -169,13 +170,15 @@ def _names(
     return names, {student: (teacher,) for student, teacher in teachers.items()}
 
 
-def _natural(subject: Subject, data: Sample, *, batch_size: int) -> Logits:
-    """Logits on the images as they are; the first batch is looked at before the rest is run."""
+def _natural(name: str, subject: Subject, data: Sample, *, batch_size: int) -> Logits:
+    """Logits on the images as they are, all finite; the first batch is looked at before the rest is run."""
     first, _ = data.batch(slice(0, batch_size))
     parts = [probe(subject, first, highest=int(data.labels.max()))]
     for start in range(batch_size, len(data), batch_size):
         parts.append(subject(data.batch(slice(start, start + batch_size))[0]))
-    return torch.cat(parts).cpu()
+    logits = torch.cat(parts).cpu()
+    refuse_non_finite(logits.isfinite().all(dim=1), network=name)
+    return logits
 
 
 def _answers(

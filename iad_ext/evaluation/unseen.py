@@ -213,7 +213,7 @@ def _of_network(
     per_image = torch.stack(list(right.values())).double().mean(dim=0)
     return {
         "mean": 100 * float(per_image.mean()),
-        "interval": [100 * end for end in mean_interval(per_image, seed=seed)],
+        "interval": [100 * end for end in mean_interval(per_image, most=1, seed=seed)],
         "kinds": {
             kind: {
                 "mean": sum(percent(right[kind, level]) for level in levels) / len(levels),

@@ -38,7 +38,7 @@ CAPTIONS = {
     "figure3": ("Figure 3. ", "Student, teacher, and both combined by α, on x̃ of the training images."),
     "figure3c": ("Figure 3, right. ", "Validation PGD-10 accuracy by epoch."),
     "figure4": ("Figure 4. ", "What other β would have made of the teacher's last probabilities."),
-    "trust": ("Trust. ", "The histogram of α, in the first epoch and in the last."),
+    "trust": ("Trust. ", "The histogram of P_T(x̃|y)^β, in the first epoch and in the last."),
     "learning": ("", "The student by epoch. The checkpoint called best is marked."),
     "losses": ("", "The loss and its weighted terms, mean over the training images."),
     "radius": ("", "Robust accuracy by radius: of a sound network it falls to about zero."),

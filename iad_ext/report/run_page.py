@@ -143,7 +143,7 @@ def _chips(facts: Facts) -> Html:
         "batch": train.get("batch_size"),
         "training images": count(mapping(data.get("n")).get("train")) if data else None,
         "ε": show_fraction(eps) if is_number(eps) else None,
-        "β": facts.run.objective("beta"),
+        "β": facts.run.beta,
         "warm-up": facts.run.objective("warmup_epochs"),
         "chosen on": facts.results.get("selected_on"),
         "precision": mapping(facts.results.get("precision")).get("kind"),

@@ -22,6 +22,7 @@ LESS_IS_BETTER = {"higher": "bad", "lower": "good", "tie": "plain"}
 PICTURES = 3  # of each group of a row; its run's own page has them all
 UNFOLDED = 6  # rows whose figures are shown without being asked for
 UNFOLDED_DIFFERENCES = 24
+LEAST_P = 0.001  # below it no p-value is told: three decimals would be 0.000
 
 
 @dataclass(frozen=True)
@@ -317,6 +318,10 @@ def _differences(found: Sequence[Mapping[str, Any]], reach: Mapping[str, float])
     return tag("table", tag("thead", head), tag("tbody", *rows), class_="forest")
 
 
+def _p_value(p: object) -> str:
+    return f"<{LEAST_P}" if is_number(p) and p < LEAST_P else number(p, 3)
+
+
 def _unit(one: Mapping[str, Any]) -> str:
     measure = str(one.get("measure"))
     return "points" if measure in TITLES else measure
@@ -344,7 +349,7 @@ def _comparison(one: Mapping[str, Any], reach: float) -> Html:
         tag("td", said, tag("small", f"{number(low, 2)} to {number(high, 2)}")),
         tag("td", tag("div", *marks, class_="track", aria_hidden="true"), class_="where"),
         tag("td", _verdict(one)),
-        tag("td", number(one.get("mcnemar_p"), 3)),
+        tag("td", _p_value(one.get("mcnemar_p"))),
         tag("td", f"{count(held)}, {count(one.get('n'))}"),
     )
 
@@ -384,7 +389,7 @@ def _few(found: Mapping[str, Any]) -> str:
         p, least = held.get("p"), held.get("least")
         if is_number(p):
             from_on = f", told from chance only from |ρ| = {number(least, 2)} on" if is_number(least) else ""
-            parts.append(f"{held.get('called')}: p = {number(p, 3)}{from_on}")
+            parts.append(f"{held.get('called')}: p {'' if p < LEAST_P else '= '}{_p_value(p)}{from_on}")
     return "; ".join(parts)
 
 
@@ -448,7 +453,7 @@ def _scope(some: Sequence[First]) -> str:
 
 
 def _trust(firsts: Sequence[First], sections: Sections) -> Html | None:
-    """The histogram of α of each row that has a teacher."""
+    """The histogram of P_T(x̃|y)^β of each row that has a teacher."""
     drawn = [
         sections.figure("trust", [first.run], caption=tag("b", _label(first.row)), mark=f"-row{k}")
         for k, first in enumerate(firsts)
@@ -460,7 +465,8 @@ def _trust(firsts: Sequence[First], sections: Sections) -> Html | None:
     return section(
         "Trust in the teacher",
         shown if len(figures) <= UNFOLDED else tag("details", tag("summary", f"{len(figures)} rows"), shown),
-        intro="The histogram of α over the training images, first epoch and last, of each row's first run.",
+        intro="The histogram of P_T(x̃|y)^β over the training images, first epoch and last, of each row's first run. "
+        "It is that of α where the axis says so; 0.1 stands for β in runs that have none.",
     )
 
 
