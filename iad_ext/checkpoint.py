@@ -201,28 +201,26 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def optimizer_numbers(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The rest of an optimizer's state, for JSON: parameter groups, and what the state holds beside tensors."""
+    """The rest of an optimizer's state as it comes back from JSON: parameter groups, and what is no tensor.
+
+    Raises:
+        ValueError: the optimizer holds something that is neither a tensor of its state nor plain data.
+    """
     whole = optimizer.state_dict()
     plain = {
         str(index): {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         for index, values in whole["state"].items()
     }
-    return {"param_groups": whole["param_groups"], "state": plain}
-
-
-def optimizer_as_json(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """`optimizer_numbers` as they come back from a file.
-
-    Raises:
-        ValueError: the optimizer holds something that is neither a tensor of its state nor plain data.
-    """
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(optimizer_numbers(optimizer)))
+        numbers: dict[str, Any] = json.loads(
+            json.dumps({"param_groups": whole["param_groups"], "state": plain})
+        )
     except TypeError as error:
         raise ValueError(
-            f"the optimizer cannot be kept in a checkpoint: {error}; use plain numbers in its groups"
+            f"the optimizer {type(optimizer).__name__} cannot be kept in a checkpoint: expected plain numbers in its "
+            f"parameter groups ({error}); give plain numbers, or choose an optimizer that keeps to them"
         ) from error
-    return plain
+    return numbers
 
 
 def restore_optimizer(
@@ -233,21 +231,32 @@ def restore_optimizer(
     Raises:
         ValueError: it is the state of other parameters.
     """
-    shapes = dict(enumerate(p.shape for group in optimizer.param_groups for p in group["params"]))
     state: dict[int, dict[str, Any]] = {
         int(index): dict(values) for index, values in numbers["state"].items()
     }
     for key, value in tensors.items():
         index, name = key.split("/", 1)
-        if value.ndim and shapes.get(int(index)) != value.shape:
-            raise ValueError(f"the optimizer's state {key} of {tuple(value.shape)} is of another parameter")
         state.setdefault(int(index), {})[name] = value
     groups = optimizer.param_groups
     optimizer.load_state_dict({"state": state, "param_groups": numbers["param_groups"]})
-    # torch makes new groups; whoever made a scheduler may hold the old ones
+    # torch makes new groups; whoever made a scheduler, or an optimizer around another, may hold the old ones
     for group, restored in zip(groups, optimizer.param_groups, strict=True):
         group.update(restored)
-    optimizer.param_groups = groups
+    optimizer.param_groups[:] = groups
+    lay_out_as_weights(optimizer)
+
+
+def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Let what an optimizer keeps of a weight lie in memory as the weight does: fused steps walk both in one order."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    # the tensors themselves, also those of an optimizer that another one wraps
+    state = optimizer.state_dict()["state"]
+    for index in (key for key in state if isinstance(key, int)):  # any other key is of no weight
+        weight = weights[index]
+        for value in state[index].values():
+            alike = isinstance(value, Tensor) and value.shape == weight.shape
+            if alike and value.stride() != weight.stride():
+                value.data = torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
 
 
 # ---------------------------------------------------------------------------------------------- run folder

@@ -10,12 +10,11 @@ from torch import nn
 
 from iad_ext import objectives
 from iad_ext import settings as settings_
-from iad_ext.backbones import Loading, architecture_of, load_network, num_classes_of
+from iad_ext.backbones import Loading, architecture_of, load_network, network_digest, num_classes_of
 from iad_ext.export.record import run_folder_of
 from iad_ext.files import read_json
 from iad_ext.names import unknown
 from iad_ext.plan import NAMED_TEACHERS
-from iad_ext.provenance import digest
 
 WHICH = ("best", "last")
 HUB, LOCAL = ("hf-hub:", "hf_hub:"), "local-dir:"  # how sources begin that are no paths as they stand
@@ -86,7 +85,7 @@ def read_entrant(source: str, *, of: str = "best", **loading: Unpack[Loading]) -
         name=_name(path if run is None else run.absolute(), is_run=run is not None, source=source),
         source=source,
         network=network,
-        weights=digest(network.state_dict()),
+        weights=network_digest(network),
         which=which,
         run=run,
     )
@@ -197,7 +196,7 @@ def _name(path: Path, *, is_run: bool, source: str) -> str:
     """Short: RECIPE-TEACHER/seedS of a run folder, without a study's settings behind the comma; else the last part."""
     if is_run:
         return f"{path.parent.name.partition(',')[0]}/{path.name}"
-    return path.stem if path.is_file() else path.name if path.exists() else source
+    return path.stem if path.is_file() else path.resolve().name if path.exists() else source
 
 
 def _told_apart(entrants: Sequence[Entrant]) -> list[str]:

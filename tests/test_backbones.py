@@ -393,6 +393,10 @@ def test_broken_folders_say_what_is_wrong(tmp_path):
         config.write_text(text)
         with pytest.raises(ValueError, match=r"expected timm's config\.json"):
             load_network(tmp_path)
+    for sides in ("[3, 32]", "[3, 0, 32]", "[3, 32.5, 32]"):
+        config.write_text(f'{{"architecture": "cifar_resnet8", "input_size": {sides}}}')
+        with pytest.raises(ValueError, match=r"input_size is .*, not \[channels, height, width\]"):
+            load_network(tmp_path)
     config.write_text('{"architecture": "resnet18", "model_args": {"checkpoint_path": "evil.pt"}}')
     with pytest.raises(ValueError, match="model_args has checkpoint_path"):
         load_network(tmp_path)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.optim import Lookahead
 from torch import nn
 
 from iad_ext import checkpoint
@@ -392,6 +393,8 @@ OPTIMIZERS = {
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.85, 0.99), amsgrad=True),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),  # keeps rows and columns of a weight
+    "lookahead": lambda p: Lookahead(torch.optim.SGD(p, lr=0.1, momentum=0.9), k=2),
     "two groups": lambda p: torch.optim.SGD([{"params": p[:1], "lr": 0.3}, {"params": p[1:]}], lr=0.1),
 }
 
@@ -415,11 +418,14 @@ def test_an_optimizer_goes_on_to_the_last_bit(tmp_path, build, before):
         for parameter in again.parameters():
             parameter.zero_()
     another = build(list(again.parameters()))
-    for group in another.param_groups:
+    groups = list(another.param_groups)
+    for group in groups:
         group["lr"] = 123.0
     again.load_state_dict(read.tensors["student"])
     checkpoint.restore_optimizer(another, read.tensors["optimizer"], read.state["optimizer"])
     assert [g["lr"] for g in another.param_groups] == [g["lr"] for g in optimizer.param_groups]
+    for group in (*optimizer.param_groups, *groups):  # as a scheduler does
+        group["lr"] /= 2
 
     _take_steps(network, optimizer, range(before, before + 3))
     _take_steps(again, another, range(before, before + 3))
@@ -430,6 +436,43 @@ def test_an_optimizer_goes_on_to_the_last_bit(tmp_path, build, before):
     for index in left:
         for name, value in left[index].items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(right[index][name]))
+
+
+FUSED = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True, fused=True),
+}
+
+
+@pytest.mark.parametrize("build", FUSED.values(), ids=FUSED)
+def test_a_fused_optimizer_of_channels_last_weights_goes_on(tmp_path, build):
+    """Its steps walk weights and state in the order of memory, and a file has an order of its own."""
+
+    def take_steps(weight, optimizer):
+        for _ in range(2):
+            weight.grad = weight.detach().sin()
+            optimizer.step()
+
+    random = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(5))
+    one = nn.Parameter(random.to(memory_format=torch.channels_last))
+    optimizer = build([one])
+    take_steps(one, optimizer)
+    saved = Checkpoint(
+        epoch=0, step=2, tensors={"optimizer": checkpoint.optimizer_tensors(optimizer)}, state={}
+    )
+    tensors = checkpoint.load(checkpoint.save(tmp_path, saved)).tensors["optimizer"]
+    other = nn.Parameter(one.detach().clone())
+    another = build([other])
+    checkpoint.restore_optimizer(another, tensors, checkpoint.optimizer_numbers(optimizer))
+    take_steps(one, optimizer)
+    take_steps(other, another)
+    assert torch.equal(one, other)
+
+
+def test_what_json_cannot_hold_is_said_to_be():
+    optimizer = torch.optim.SGD(_network().parameters(), lr=torch.tensor(0.1))
+    with pytest.raises(ValueError, match="the optimizer SGD cannot be kept in a checkpoint: expected plain"):
+        checkpoint.optimizer_numbers(optimizer)
 
 
 def test_momentum_is_what_is_saved():

@@ -22,8 +22,8 @@ from art.attacks.evasion import FastGradientMethod
 from art.estimators.classification import PyTorchClassifier
 from run_folders import trained
 
-from iad_ext import IntrospectiveAdversarialDistiller, as_art_classifier, load_network
-from iad_ext.backbones import create_network, save_network, saved_metadata
+from iad_ext import IntrospectiveAdversarialDistiller, as_art_classifier, cli, load_network
+from iad_ext.backbones import create_network, network_digest, save_network, saved_metadata
 from iad_ext.data import load_splits
 from iad_ext.export import Record, push_to_hub, robustbench_model_info, to_folder, to_onnx
 from iad_ext.provenance import digest
@@ -333,12 +333,41 @@ def test_figures_of_other_weights_are_not_passed_off_as_theirs(run, tmp_path):
         Record.of(run, results=file)
 
 
-def test_the_digest_is_one_of_the_weights():
+def test_the_digest_is_one_of_all_that_is_computed_with():
     one, same = (create_network("cifar_resnet8", num_classes=10, seed=0) for _ in range(2))
-    assert digest(one.state_dict()) == digest(same.state_dict())
+    assert network_digest(one) == network_digest(same) == digest(one.state_dict())  # as older runs have it
     with torch.no_grad():
         same.linear.bias[0] += 1e-6
-    assert digest(one.state_dict()) != digest(same.state_dict())
+    assert network_digest(one) != network_digest(same)
+    for name in ("cifar_resnet8", "test_resnet"):  # normalisation in the network, and before it
+        told = {
+            network_digest(create_network(name, num_classes=4, seed=0, mean=[mean] * 3, std=[0.2] * 3))
+            for mean in (0.4, 0.5)
+        }
+        assert len(told) == 2
+
+
+def test_figures_of_another_normalisation_are_not_passed_off_as_theirs(tmp_path):
+    """`iad-ext evaluate` of a bare checkpoint without its mean and std, then an export with them."""
+    network = create_network("cifar_resnet8", num_classes=10, image_size=8, seed=0)
+    torch.save(network.state_dict(), tmp_path / "bare.pt")
+    bare = (str(tmp_path / "bare.pt"), "--architecture", "cifar_resnet8")
+    results = tmp_path / "results.json"
+    asked = ("--data.name", "digits", "--attacks", "natural", "--limit", "8", "--out", str(results))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", *bare, *asked])
+    assert ended.value.code == cli.DONE
+    loading = {"results": results, "architecture": "cifar_resnet8"}
+    assert Record.of(bare[0], **loading).measured
+    with pytest.raises(ValueError, match="was measured on other weights"):
+        Record.of(bare[0], model_args={"mean": [0.5] * 3, "std": [0.2] * 3}, **loading)
+
+
+def test_the_weights_file_of_a_run_is_known_as_its_folder_is(run):
+    file, folder = (Record.of(run / "best" / name) for name in ("model.safetensors", ""))
+    assert file.attacks
+    known = [field.name for field in dataclasses.fields(Record) if field.name not in ("network", "source")]
+    assert all(getattr(file, name) == getattr(folder, name) for name in known)
 
 
 # ------------------------------------------------------------------------------------------- the hub
@@ -452,6 +481,25 @@ def test_a_bare_checkpoint_and_wrong_clip_values(run, tmp_path):
         as_art_classifier(run, clip_values=(1, 0))
 
 
+@pytest.mark.parametrize("range_", [None, 1, (0,), ("0", "1"), (False, True), (0, np.inf), (0, np.nan)])
+def test_a_range_that_is_none(run, range_):
+    with pytest.raises(ValueError, match=r"clip_values must be \(lower, upper\), two finite numbers"):
+        as_art_classifier(run, clip_values=range_)
+
+
+@pytest.mark.parametrize("size", ["32", 8.0, True, 0, -3, (8,), (8, 0)])
+def test_a_size_that_is_none(run, tmp_path, size):
+    for make in (as_art_classifier, functools.partial(to_onnx, path=tmp_path / "m.onnx")):
+        with pytest.raises((TypeError, ValueError), match="image_size must be"):
+            make(run, image_size=size)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_device_that_is_none(run):
+    with pytest.raises(ValueError, match=r"unknown device 'cuda:0'; .*known: cpu, gpu"):
+        as_art_classifier(run, device="cuda:0")
+
+
 def test_unknown_arguments_are_answered_with_the_nearest(run, tmp_path):
     with pytest.raises(TypeError, match="as_art_classifier 'clip_value'; did you mean 'clip_values'"):
         as_art_classifier(run, clip_value=(0, 1))
@@ -482,6 +530,13 @@ def test_onnx_holds_the_normalisation(tmp_path):
     (got,) = session.run(None, {"pixels": pixels[:1].numpy()})
     np.testing.assert_allclose(got, logits(network, pixels[:1]).numpy(), atol=1e-4)
     assert np.abs(got - logits(network.network, pixels[:1]).numpy()).max() > 1e-3  # what it would be without
+
+
+def test_onnx_leaves_the_network_as_it_was(tmp_path):
+    network = create_network("cifar_resnet8", num_classes=10, image_size=8, seed=0).double().train()
+    to_onnx(network, tmp_path / "m.onnx")
+    assert network.training
+    assert {p.dtype for p in network.parameters()} == {torch.float64}
 
 
 def test_onnx_says_what_is_missing(run, tmp_path, monkeypatch):

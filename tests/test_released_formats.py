@@ -111,6 +111,19 @@ def test_robustbench_wrapper_between_dataparallel_and_its_normalisation(tmp_path
     assert agrees(load_network(tmp_path / "t.pt", "cifar_resnet8"), normalised(net))
 
 
+def test_normalisation_of_ones_own_is_given_whole(tmp_path):
+    """The file's is left out, or taken, and never mixed with it or put in its place."""
+    net = network("cifar_resnet8")
+    own = {"mean": torch.tensor(MEAN), "std": torch.tensor(STD)}
+    torch.save(net.state_dict() | own, tmp_path / "t.pt")
+    another = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    loaded = load_network(tmp_path / "t.pt", "cifar_resnet8", model_args=another)
+    assert agrees(loaded, normalised(net, **another))
+    for name, values in another.items():
+        with pytest.raises(ValueError, match="expected mean and std together"):
+            load_network(tmp_path / "t.pt", "cifar_resnet8", model_args={name: values})
+
+
 @pytest.mark.parametrize(
     ("given", "mean", "std"), [("Rice2020", MEAN, STD), ("Hendrycks2019", [0.5] * 3, [0.5] * 3)]
 )

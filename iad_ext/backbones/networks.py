@@ -43,6 +43,7 @@ from iad_ext.backbones.cifar import hold_normalisation, normalised
 from iad_ext.checks import check_flag, check_mapping, check_name, check_whole
 from iad_ext.files import parse_json, read_json, refuse_outside, write_whole
 from iad_ext.names import known_arguments, unknown
+from iad_ext.provenance import digest
 from iad_ext.revisions import refuse_unpinned
 from iad_ext.types import Images, Logits
 
@@ -149,7 +150,7 @@ def create_network(
     for argument, values in (("mean", mean), ("std", std)):
         if values is not None and (isinstance(values, str) or not hasattr(values, "__len__")):
             raise TypeError(f"{argument} must be one number a channel, got {values!r}")
-    size = _checked_size(image_size)
+    size = checked_size(image_size)
     if size is not None and _has_fixed_size(name):
         model_args.setdefault("img_size", size)
     own = _architecture(name) in cifar.NAMES
@@ -163,8 +164,8 @@ def create_network(
     return network if own else _in_pixel_space(network, mean=mean, std=std)
 
 
-def _checked_size(size: int | Sequence[int] | None) -> list[int] | None:
-    """Height and width in pixels."""
+def checked_size(size: int | Sequence[int] | None) -> list[int] | None:
+    """Height and width in pixels; a TypeError or ValueError where an `image_size` is none."""
     if size is None:
         return None
     if isinstance(size, str) or (not isinstance(size, int) and not hasattr(size, "__len__")):
@@ -189,6 +190,18 @@ def num_classes_of(network: nn.Module) -> int:
             "num_classes or a linear layer; set network.num_classes"
         )
     return linear[-1].out_features
+
+
+def network_digest(network: nn.Module, prefix: str = "") -> str:
+    """SHA-256 of a network's weights, and of what it computes with beside them, as its normalisation is.
+
+    Args:
+        network: any; the digest of one without buffers outside its state dict is that of its state dict.
+        prefix: put before every name, as in `state_dict`.
+    """
+    buffers = dict(network.named_buffers(prefix=prefix.rstrip(".")))
+    state = network.state_dict(prefix=prefix)
+    return digest({name: value for name, value in (buffers | state).items() if isinstance(value, Tensor)})
 
 
 def architecture_of(network: nn.Module) -> str | None:
@@ -528,7 +541,7 @@ def _from_checkpoint(
         raise ValueError(
             f"cannot tell how many classes {path} has as {architecture}: give num_classes=…{advice}"
         )
-    if "mean" not in model_args:
+    if not {"mean", "std"} & model_args.keys():
         model_args |= inside
     network = create_network(architecture, num_classes=classes, **model_args)
     foreign.load_state(
@@ -630,6 +643,9 @@ def _check_described(known: Mapping[str, Any]) -> None:
         values = known.get(name, [])
         if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
             raise TypeError(f"{name} is {str(values)[:200]}")
+    sides = known.get("input_size", [1, 1, 1])
+    if len(sides) != 3 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(f"input_size is {str(sides)[:200]}, not [channels, height, width]")
     if not isinstance(known.get("num_classes", 0), int):
         raise TypeError(f"num_classes is {str(known['num_classes'])[:200]}")
 

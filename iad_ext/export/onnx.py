@@ -1,5 +1,6 @@
 """A network as an ONNX graph: pixels in [0, 1] in, logits out, normalisation inside, checked against torch."""
 
+import copy
 import importlib.util
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from iad_ext.backbones import Loading, image_shape_of, load_network
+from iad_ext.backbones import Loading, checked_size, image_shape_of, load_network
 from iad_ext.export.record import Record
 from iad_ext.names import known_arguments
 
@@ -45,10 +46,11 @@ def to_onnx(
         ValueError: a package is missing, torch cannot export the network, or the graph does not compute what it does.
     """
     require_packages()
+    size = checked_size(image_size)
     network = source.network if isinstance(source, Record) else load_network(source, **loading)
-    network = network.cpu().float().eval()
+    network = copy.deepcopy(network).cpu().float().eval()  # a network that is given stays as it is
     channels, *own_size = image_shape_of(network)
-    size = [image_size, image_size] if isinstance(image_size, int) else list(image_size or own_size)
+    size = size or own_size
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     images = torch.rand(3, channels, *size, generator=torch.Generator().manual_seed(0))

@@ -15,6 +15,7 @@ from iad_ext.backbones import (
     architecture_of,
     image_shape_of,
     load_network,
+    network_digest,
     num_classes_of,
     saved_metadata,
 )
@@ -22,7 +23,6 @@ from iad_ext.data import KNOWN
 from iad_ext.evaluation import ATTACKS
 from iad_ext.files import read_json
 from iad_ext.names import known_arguments
-from iad_ext.provenance import digest
 
 Facts = Mapping[str, Any]
 # what an exported network carries in its metadata of the run that it came from
@@ -82,7 +82,10 @@ class Record:
                 raise TypeError("a record is loaded already; leave out the arguments for loading it")
             return source
         network = load_network(source, **loading)
-        facts = _of_run(Path(os.fspath(source).removeprefix("local-dir:")).expanduser())
+        path = Path(os.fspath(source).removeprefix("local-dir:")).expanduser()
+        # the weights' file of a folder is read as the folder, unless it is told what it holds
+        whole = path.name == "model.safetensors" and loading.get("architecture") is None
+        facts = _of_run(path.parent if whole else path)
         if results is not None:
             facts |= _of_evaluation(Path(results), network)
         return cls(network=network, source=os.fspath(source), **facts)
@@ -194,7 +197,7 @@ def _of_evaluation(path: Path, network: nn.Module) -> dict[str, Any]:
         raise ValueError(
             f"expected a file that iad-ext evaluate --out wrote, got {path}; evaluate the network again"
         )
-    if content["weights"] != digest(network.state_dict()):
+    if content["weights"] != network_digest(network):
         raise ValueError(
             f"{path} was measured on other weights, those of {content.get('source')}; measure these: "
             "iad-ext evaluate MODEL --out FILE"

@@ -32,7 +32,7 @@ from tyro.conf import Positional, UseAppendAction, subcommand
 
 from iad_ext import checkpoint, files, names, provenance, spelling
 from iad_ext import run as run_
-from iad_ext.backbones import load_network
+from iad_ext.backbones import load_network, network_digest
 from iad_ext.entrants import written_of_teacher
 from iad_ext.evaluation import gallery
 from iad_ext.plan import Plan, load_data
@@ -587,8 +587,7 @@ def taught_otherwise(grid: Grid) -> Iterator[str]:
                 continue
             if folder not in stored:
                 network = load_network(folder / "best")
-                whole = provenance.digest(network.state_dict())
-                stored[folder] = {whole, provenance.digest(rounded(network).state_dict())}
+                stored[folder] = {network_digest(network), network_digest(rounded(network))}
             if taught_by not in stored[folder]:
                 yield (
                     f"other      {cell.folder} was taught by another network than {folder / 'best'}; to have it taught "
@@ -597,7 +596,7 @@ def taught_otherwise(grid: Grid) -> Iterator[str]:
 
 
 def _digest_of_teacher(folder: Path, role: str) -> str | None:
-    """The SHA-256 of the network that taught a run, as `provenance.digest` has it; None where it is not known."""
+    """The SHA-256 of the network that taught a run, as `network_digest` has it; None where it is not known."""
     try:
         found = written_of_teacher(folder, role).get("digest")
     except (OSError, ValueError):

@@ -84,7 +84,7 @@ class Keeper:
                 be kept.
         """
         _refuse_extra_state(engine.student)
-        now, saved = checkpoint.optimizer_as_json(engine.optimizer), self._saved
+        now, saved = checkpoint.optimizer_numbers(engine.optimizer), self._saved
         if saved is None:
             return self.position
         self.history = list(saved.state["history"])
@@ -93,9 +93,9 @@ class Keeper:
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step\\(\\)` before")
             for epoch, record in enumerate(self.history):
                 step_scheduler(epoch, record)
-            now = checkpoint.optimizer_as_json(engine.optimizer)
+            now = checkpoint.optimizer_numbers(engine.optimizer)
         then = saved.state["engine"]["optimizer"]
-        apart = _differences(then["param_groups"], now["param_groups"])
+        apart = _differences(then["param_groups"], now["param_groups"], known=engine.optimizer.defaults)
         if apart:
             raise ValueError(
                 f"the optimizer or the scheduler is not as the fit in {self._folder} was begun with: {apart}. Give "
@@ -105,14 +105,14 @@ class Keeper:
         engine.draw_again(*self.position)
         return self.position
 
-    def after_step(self, engine: Engine, epoch: int) -> Callable[[int], None] | None:
+    def after_step(self, engine: Engine, epoch: int) -> Callable[[int], None]:
         """What to do after each step of an epoch."""
-        every = self._every
-        if every is None:
-            return None
 
         def save(done: int) -> None:
-            if done % every == 0 and done < len(engine.source):
+            # from its first step on an optimizer may hold what no checkpoint can: say so before an epoch is lost
+            if done == 1:
+                checkpoint.optimizer_numbers(engine.optimizer)
+            if self._every is not None and done % self._every == 0 and done < len(engine.source):
                 self.save(engine, epoch, done)
 
         return save
@@ -159,12 +159,16 @@ def _refuse_extra_state(student: nn.Module) -> None:
         )
 
 
-def _differences(then: list[Mapping[str, Any]], now: list[Mapping[str, Any]]) -> str:
+def _differences(
+    then: list[Mapping[str, Any]], now: list[Mapping[str, Any]], *, known: Mapping[str, Any]
+) -> str:
+    """In what was set; what an optimizer counts in its groups by itself is put back with them."""
+    names = [name for name in sorted({*known, "lr", "initial_lr"}) if name.rpartition("_")[2] != "step"]
     if len(then) != len(now):
         return f"{len(then)} parameter groups before, {len(now)} now"
     return ", ".join(
         f"{name} {a.get(name)} before, {b.get(name)} now"
         for a, b in zip(then, now, strict=True)
-        for name in sorted({*a, *b} - {"params"})
+        for name in names
         if a.get(name) != b.get(name)
     )

@@ -103,6 +103,11 @@ class PixelModule(nn.Module):
     @classmethod
     def of(cls, classifier: PyTorchClassifier) -> "PixelModule":
         """The classifier's module with what the classifier puts before it."""
+        if not classifier.channels_first:
+            raise ValueError(
+                "expected a classifier of images (channels, height, width), got one with channels_first=False; give it "
+                "channels_first=True, such an input_shape, and a module that takes such images"
+            )
         operations = [op for op in classifier.preprocessing_operations if not _does_nothing(op)]
         if operations and not classifier.all_framework_preprocessing:
             raise ValueError(
@@ -119,7 +124,7 @@ class PixelModule(nn.Module):
     @property
     def clip_values(self) -> list[Any]:
         """Lower and upper end of the range, as plain data."""
-        return [_plain(self.clip.low), _plain(self.clip.low + self.clip.span)]
+        return [as_plain(self.clip.low), as_plain(self.clip.low + self.clip.span)]
 
     @property
     def preprocessing(self) -> list[dict[str, Any]]:
@@ -130,10 +135,10 @@ class PixelModule(nn.Module):
                 "apply_fit": bool(operation.apply_fit),
                 "apply_predict": bool(operation.apply_predict),
                 **{
-                    name: _plain(value)
+                    name: as_plain(value)
                     for name, value in sorted(vars(operation).items())
                     # private ones may change with use; the device has no say
-                    if not name.startswith("_") and "device" not in name and _plain(value) is not None
+                    if not name.startswith("_") and "device" not in name and as_plain(value) is not None
                 },
             }
             for operation in self._operations
@@ -158,14 +163,16 @@ def type_of(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
     """Numbers, words and tuples of them as JSON has them, large arrays by their digest; None for anything else."""
-    if isinstance(value, np.ndarray | np.generic | Tensor):
-        array = torch.as_tensor(np.asarray(value.cpu() if isinstance(value, Tensor) else value))
-        return array.tolist() if array.numel() <= FEW else digest({"": array})
-    if isinstance(value, tuple):  # a list may be what an operation notes in passing
-        return [_plain(each) for each in value]
-    return value if isinstance(value, bool | int | float | str) else None
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
+        value = torch.as_tensor(np.asarray(value))
+    if isinstance(value, Tensor):
+        return value.tolist() if value.numel() <= FEW else digest({"": value})
+    # a list may be what an operation notes in passing
+    return [as_plain(each) for each in value] if isinstance(value, tuple) else None
 
 
 def _does_nothing(operation: Any) -> bool:

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -11,6 +10,9 @@ import textwrap
 
 import numpy as np
 import pytest
+import timm.optim
+import torch
+import torchattacks
 from art.attacks.evasion import ProjectedGradientDescent
 from safetensors.torch import load_file
 from test_art_trainer import (  # noqa: F401
@@ -18,6 +20,7 @@ from test_art_trainer import (  # noqa: F401
     OnlyGetBatch,
     classifier,
     digits,
+    distance,
     distiller,
     equal,
     network,
@@ -29,6 +32,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau
 
 from iad_ext import checkpoint, compiling
+from iad_ext.backbones import create_network
 from iad_ext.checkpoint import CheckpointError
 from iad_ext.compiling import Compilation
 from iad_ext.loop import Engine
@@ -138,6 +142,69 @@ def test_any_scheduler_goes_on(digits, teacher, tmp_path, monkeypatch, name):  #
             _fit(trainer, digits, tmp_path, scheduler=scheduler)
     again, scheduler = begin()
     _fit(again, digits, tmp_path, scheduler=scheduler)
+    _same(again, whole)
+
+
+OPTIMIZERS = {
+    "adafactor": torch.optim.Adafactor,
+    "adan": timm.optim.Adan,
+    "lookahead": lambda parameters: timm.optim.Lookahead(torch.optim.SGD(parameters, 0.1, 0.9), k=2),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optimizer_goes_on(digits, teacher, tmp_path, monkeypatch, name):  # noqa: F811
+    """Those that keep other shapes than their weights', or count their steps in their groups, too."""
+
+    def begin():
+        module = network(1, norm=True)
+        own = classifier(module, optimizer=OPTIMIZERS[name](module.parameters()))
+        return distiller(own, teacher), {"scheduler": MultiStepLR(own.optimizer, [1, 2], gamma=0.3)}
+
+    whole, arguments = begin()
+    _fit(whole, digits, **arguments)
+    with _killed_after(7, monkeypatch):
+        fit, arguments = begin()
+        _fit(fit, digits, tmp_path, **arguments)
+    again, arguments = begin()
+    _fit(again, digits, tmp_path, **arguments)
+    _same(again, whole)
+
+
+def test_an_optimizer_that_cannot_be_kept_says_so_at_its_first_step(digits, teacher, tmp_path):  # noqa: F811
+    module = network(1)
+    trainer = distiller(classifier(module, optimizer=timm.optim.Lamb(module.parameters())), teacher)
+    before = weights(trainer)
+    with pytest.raises(ValueError, match="the optimizer Lamb cannot be kept in a checkpoint"):
+        trainer.fit(*digits[:2], batch_size=16, nb_epochs=1, checkpoint_folder=tmp_path)
+    assert not equal(before, weights(trainer))
+    assert trainer.get_classifier().optimizer.param_groups[0]["step"] == 1
+
+
+def test_a_fused_optimizer_trains_as_one_that_is_not(digits, tmp_path, monkeypatch):  # noqa: F811
+    """In a second fit, and in one that goes on: weights then lie in channels_last, and so must the momentum."""
+    x, y, *_ = digits
+    x = np.repeat(x[:64], 3, axis=1)  # of one channel, every memory format is the same
+
+    def begin(*, fused):
+        module = network(1, norm=True, channels=3)
+        optimizer = torch.optim.SGD(module.parameters(), 0.05, 0.9, fused=fused)
+        own = classifier(module, optimizer=optimizer, input_shape=(3, 8, 8))
+        return distiller(own, None, objective="at", precision="fp32", compile="off")
+
+    def fit(trainer, **settings):
+        trainer.fit(x, y[:64], batch_size=16, nb_epochs=2, **settings)
+
+    plain, fused = begin(fused=False), begin(fused=True)
+    for trainer in (plain, fused):
+        fit(trainer)
+        fit(trainer)
+    assert distance(weights(plain), weights(fused)) < 1e-4
+    whole, again = begin(fused=True), begin(fused=True)
+    fit(whole)
+    with _killed_after(6, monkeypatch):
+        fit(begin(fused=True), checkpoint_folder=tmp_path)
+    fit(again, checkpoint_folder=tmp_path)
     _same(again, whole)
 
 
@@ -357,6 +424,30 @@ def test_another_fit_is_refused_with_the_difference(digits, teacher, tmp_path, c
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
+def test_a_teacher_that_normalises_otherwise_is_another(digits, tmp_path):  # noqa: F811
+    def guide(**settings):
+        return create_network("cifar_resnet8", num_classes=10, in_chans=1, seed=1, **settings)
+
+    _fit(distiller(student(), guide()), digits, tmp_path, nb_epochs=1)
+    with pytest.raises(ValueError, match=r"holds another fit:\n  teachers: "):
+        _fit(distiller(student(), guide(mean=[0.5], std=[0.2])), digits, tmp_path, nb_epochs=1)
+
+
+def test_an_attacks_numbers_tell_fits_apart_and_what_it_prints_does_not(digits, tmp_path):  # noqa: F811
+    def fit(make, folder):
+        own = student()
+        _fit(distiller(own, None, make(own), objective="at"), digits, tmp_path / folder, nb_epochs=1)
+
+    for eps in (0.1, 0.2):
+        said = pytest.raises(ValueError, match=r"attack: .*'eps': 0\.1\d*,.* before, .*'eps': 0\.2\d*,")
+        with contextlib.nullcontext() if eps == 0.1 else said:
+            fit(lambda own, eps=eps: torchattacks.PGD(own.model, eps=np.float32(eps), steps=1), "numpy")
+    for verbose in (False, True):
+        fit(
+            lambda own, verbose=verbose: ProjectedGradientDescent(own, max_iter=1, verbose=verbose), "printed"
+        )
+
+
 def test_a_second_fit_needs_a_folder_of_its_own(digits, teacher, tmp_path):  # noqa: F811
     trainer = distiller(student(), teacher)
     _fit(trainer, digits, tmp_path)
@@ -374,9 +465,13 @@ def test_an_optimizer_or_a_scheduler_that_is_not_as_it_was_is_refused(digits, te
     own.optimizer.step()
     used.step()
     with pytest.raises(
-        ValueError, match=re.escape("scheduler: ['MultiStepLR', 0] before, ['MultiStepLR', 1] now")
+        ValueError, match=r"scheduler: \['MultiStepLR', {'last_epoch': 0, .* before, .*{'last_epoch': 1, "
     ):
         _fit(distiller(own, teacher), digits, tmp_path / "other", scheduler=used)
+    own = student()
+    later = MultiStepLR(own.optimizer, [1, 7])  # as far as the fit came, the same
+    with pytest.raises(ValueError, match=r"scheduler: .*'milestones': {'1': 1}.* before, .*'7': 1"):
+        _fit(distiller(own, teacher), digits, tmp_path / "other", scheduler=later)
 
 
 def test_another_network_is_refused(digits, teacher, tmp_path):  # noqa: F811

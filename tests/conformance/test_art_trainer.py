@@ -1532,6 +1532,12 @@ def test_bad_constructor_arguments(digits, teacher):
         distiller(classifier(clip_values=None), teacher)
     with pytest.raises(ValueError, match="the classifier has no clip_values"):
         distiller(student, classifier(teacher, clip_values=None))
+    last = classifier(channels_first=False, input_shape=(8, 8, 1))
+    for given in ((last, teacher), (student, last)):
+        with pytest.raises(
+            ValueError, match=r"\(channels, height, width\), got one with channels_first=False"
+        ):
+            distiller(*given)
     with pytest.raises(ValueError, match="unknown precision 'bf32'; did you mean 'fp32'"):
         distiller(student, teacher, precision="bf32")
     with pytest.raises(ValueError, match="unknown way to compile 'graph'; did you mean 'graphs'"):
@@ -1600,6 +1606,10 @@ def test_bad_optimizers(digits, teacher):
     others = torch.optim.SGD(network(1).parameters(), lr=0.1)
     with pytest.raises(ValueError, match="holds none of its model's trainable parameters"):
         distiller(classifier(optimizer=others), teacher).fit(x, y, nb_epochs=1)
+    module = network()
+    closing = classifier(module, optimizer=torch.optim.LBFGS(module.parameters()))
+    with pytest.raises(ValueError, match="an optimizer that steps without a closure, got LBFGS"):
+        distiller(closing, teacher).fit(x, y, nb_epochs=1)
     still = network().requires_grad_(False)
     with pytest.raises(ValueError, match="holds none of its model's trainable parameters"):
         distiller(classifier(still), teacher).fit(x, y, nb_epochs=1)
