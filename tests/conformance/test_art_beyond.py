@@ -665,7 +665,7 @@ def test_other_options_are_another_fit(sets, teacher, tmp_path):  # noqa: F811
     [
         ({"average": "emma"}, ValueError, "unknown average 'emma'; did you mean 'ema'"),
         ({"average": None}, TypeError, "average must be a name"),
-        ({"average_decay": 1.1}, ValueError, "average_decay must be at least 0 and at most 1"),
+        ({"average_decay": 1.0}, ValueError, "average_decay must be at least 0 and below 1"),
         ({"average_decay": "0.9"}, ValueError, "average_decay must be a finite number"),
         ({"average_start": -1}, ValueError, "average_start must be an integer of at least 0"),
         ({"average_batchnorm": "reestimated"}, ValueError, "did you mean 'reestimate'"),
